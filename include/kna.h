@@ -1,0 +1,401 @@
+/*
+ * kna.h - kNN attention: the one public header of libkna.
+ *
+ * Attention mixes value rows by softmax(scale * <query,key>). Exact attention reads every key and value. kNN attention
+ * reads the few keys with the largest inner product in full and estimates the rest from summaries of blocks of keys, so
+ * that its cost hardly grows with the context. This header is the tour: read it from top to bottom.
+ *
+ *   1. Version and status codes        what can go wrong, one sentence each
+ *   2. Context                         threads, CPU level, allocator, memory accounting, last message
+ *   3. Rows and masks                  how operands are described
+ *   4. Attention                       the operator, its options and its report; merge of partial results
+ *   5. Index                           what makes repeated calls on a growing key-value cache cheap
+ *
+ * Letters: h query heads, h_kv key/value heads, g = h / h_kv query heads per KV head, m queries, n keys, d dimension of
+ * keys, dv dimension of values, k neighbours. Shapes are written (h,m,d) and are row-major. A score is a logit: larger is
+ * nearer. Names ending in _bytes and _s are in bytes and seconds.
+ *
+ * Argument order: context, outputs, inputs, options. Every function that can fail returns an int: KNA_OK (0) or one
+ * negative code of KNA_STATUS_LIST; after an error the outputs are unspecified unless said otherwise. The library never
+ * prints, never exits and never reads the environment.
+ *
+ * Threads: a kna_context serves one call at a time. Different contexts may be used from different threads at once.
+ * Results do not depend on the number of threads: the same bits for 1, 2 or more, and for repeated runs on one machine.
+ * Between CPU levels results differ by rounding only.
+ */
+#ifndef KNA_H
+#define KNA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define KNA_API __attribute__((visibility("default")))
+#define KNA_CHECKED __attribute__((warn_unused_result))
+#else
+#define KNA_API
+#define KNA_CHECKED
+#endif
+
+/* ------------------------------------------------------------------ 1. Version and status codes */
+
+#define KNA_VERSION_MAJOR 0
+#define KNA_VERSION_MINOR 1
+#define KNA_VERSION_PATCH 0
+#define KNA_VERSION_STRING "0.1.0"
+
+/*
+ * Every status a function of this library can return: name, number, one sentence.
+ * More words about the failed call (which operand, which index, which limit) are in kna_context_message().
+ */
+#define KNA_STATUS_LIST(X)                                                                     \
+    X(KNA_OK, 0, "success")                                                                    \
+    X(KNA_EINVAL, -1, "an argument is outside its documented range")                           \
+    X(KNA_ESHAPE, -2, "the shapes of the operands disagree")                                   \
+    X(KNA_EVALUE, -3, "an operand holds NaN or infinity")                                      \
+    X(KNA_ETYPE, -4, "the operation does not take this number type")                           \
+    X(KNA_ELIMIT, -5, "a size is above the library's limit")                                   \
+    X(KNA_ENOMEM, -6, "out of memory")                                                         \
+    X(KNA_ECPU, -7, "this machine or build lacks the requested CPU level")                     \
+    X(KNA_ESTALE, -8, "the index does not describe the given rows")
+
+typedef enum kna_status {
+#define KNA_STATUS_ENUM(name, number, text) name = number,
+    KNA_STATUS_LIST(KNA_STATUS_ENUM)
+#undef KNA_STATUS_ENUM
+} kna_status;
+
+/* kna_version() - "MAJOR.MINOR.PATCH" of the library that is linked, for comparison with KNA_VERSION_STRING. */
+KNA_API const char *kna_version(void);
+
+/* kna_status_name() - "KNA_ESHAPE" for -2; "KNA_E?" for a number that is no status. Never NULL, static. */
+KNA_API const char *kna_status_name(int status);
+
+/* kna_status_text() - the sentence of KNA_STATUS_LIST for a status. Never NULL, static. */
+KNA_API const char *kna_status_text(int status);
+
+/* Limits: larger values are refused with KNA_ELIMIT (the CLI and the plugin inherit them). */
+#define KNA_MAX_DIM 1024            /* d and dv */
+#define KNA_MAX_HEADS 65536         /* h and h_kv */
+#define KNA_MAX_ROWS 0x7fffffff     /* m and n: 2^31 - 1 */
+#define KNA_MAX_THREADS 1024
+
+/* ------------------------------------------------------------------ 2. Context */
+
+/* A context holds what calls share: the kernels chosen for this CPU, threads, scratch memory and the last message. */
+typedef struct kna_context kna_context;
+
+/*
+ * CPU levels, narrowest first. KNA_CPU_BEST takes the widest that this machine and this build have.
+ * KNA_CPU_REF is the scalar reference with double accumulation: slow, and what every other level is tested against.
+ */
+typedef enum kna_cpu {
+    KNA_CPU_BEST = 0,
+    KNA_CPU_REF = 1,
+    KNA_CPU_AVX2 = 2,        /* AVX2 + FMA + F16C */
+    KNA_CPU_AVX512 = 3,      /* AVX-512 F, BW, DQ, VL */
+    KNA_CPU_AVX512VNNI = 4,  /* the same plus VNNI for int8 products */
+    KNA_CPU_NEON = 5         /* arm64 Advanced SIMD */
+} kna_cpu;
+#define KNA_CPU_COUNT 6
+
+/* kna_cpu_name() - "best", "ref", "avx2", "avx512", "avx512vnni", "neon"; NULL for a number that is no level. */
+KNA_API const char *kna_cpu_name(int cpu);
+
+/* kna_cpu_is_present() - 1 where this machine and this build can run the level, else 0. BEST and REF always can. */
+KNA_API int kna_cpu_is_present(int cpu);
+
+/*
+ * An allocator of the caller's. Both functions or neither must be set.
+ *   allocate  returns at least `bytes` bytes aligned to 64, or NULL (the call then fails with KNA_ENOMEM, changing nothing)
+ *   release   takes back what allocate returned; never called with NULL
+ * Threads: called only from the thread that called the library.
+ */
+typedef struct kna_allocator {
+    void *(*allocate)(void *user, size_t bytes);
+    void (*release)(void *user, void *memory, size_t bytes);
+    void *user;
+} kna_allocator;
+
+/* Options of a context. KNA_CONTEXT_OPTIONS sets `size`; every other field may stay zero, its default. */
+typedef struct kna_context_options {
+    size_t size;             /* sizeof(kna_context_options); a larger one is accepted if the rest is zero */
+    int threads;             /* 1..KNA_MAX_THREADS; 0: as many as there are processors (1 in a build without OpenMP) */
+    int cpu;                 /* a kna_cpu; 0: the best present */
+    kna_allocator allocator; /* zero: the C library's */
+} kna_context_options;
+#define KNA_CONTEXT_OPTIONS { sizeof(kna_context_options), 0, 0, { NULL, NULL, NULL } }
+
+/*
+ * kna_context_new() - make a context.
+ *
+ * Out:     *context  the new context, NULL after an error.
+ * In:      options   NULL: all defaults. Borrowed for the call; the allocator's user pointer must outlive the context.
+ * Returns: KNA_OK, KNA_EINVAL (size, threads, half an allocator), KNA_ECPU (level absent), KNA_ENOMEM.
+ * Owner:   the caller; give back with kna_context_free().
+ * Cost:    a few hundred bytes; no threads are started.
+ */
+KNA_API KNA_CHECKED int kna_context_new(kna_context **context, const kna_context_options *options);
+
+/* kna_context_free() - free a context and its scratch. NULL is fine. Free every index made with it first. */
+KNA_API void kna_context_free(kna_context *context);
+
+/* kna_context_message() - what the last failed call complained of, e.g. "keys: NaN at head 0, row 17, column 3".
+ * "" after a success. Valid until the next call with this context. */
+KNA_API const char *kna_context_message(const kna_context *context);
+
+/* kna_context_cpu() - the level in use, a kna_cpu other than KNA_CPU_BEST. */
+KNA_API int kna_context_cpu(const kna_context *context);
+
+/* kna_context_threads() - the number of threads in use. */
+KNA_API int kna_context_threads(const kna_context *context);
+
+/* kna_context_set_threads() - as the option. Returns KNA_OK or KNA_EINVAL. */
+KNA_API KNA_CHECKED int kna_context_set_threads(kna_context *context, int threads);
+
+/* Memory of a context: everything it and the indexes made with it hold through its allocator. */
+typedef struct kna_memory {
+    size_t now_bytes;      /* held now */
+    size_t peak_bytes;     /* most ever held, or since kna_context_reset_peak() */
+    uint64_t allocations;  /* successful calls of the allocator */
+} kna_memory;
+
+/* kna_context_memory() - read the account. Costs nothing. */
+KNA_API void kna_context_memory(const kna_context *context, kna_memory *memory);
+
+/* kna_context_reset_peak() - let the peak start again from what is held now. */
+KNA_API void kna_context_reset_peak(kna_context *context);
+
+/* kna_context_trim() - free the scratch kept between calls; the next call allocates it again. */
+KNA_API void kna_context_trim(kna_context *context);
+
+/* ------------------------------------------------------------------ 3. Rows and masks */
+
+/* Number types of rows. */
+typedef enum kna_type {
+    KNA_F32 = 0,
+    KNA_F16 = 1,    /* IEEE binary16 */
+    KNA_BF16 = 2,   /* the upper half of a binary32 */
+    KNA_I8 = 3,     /* int8 with one f32 scale per row: x = scale * i */
+    KNA_Q8_0 = 4    /* ggml's q8_0: blocks of 32 numbers, each an f16 scale and 32 int8 (34 bytes); d a multiple of 32 */
+} kna_type;
+#define KNA_TYPE_COUNT 5
+
+/* kna_type_name() - "f32", "f16", "bf16", "i8", "q8_0"; NULL for a number that is no type. */
+KNA_API const char *kna_type_name(int type);
+
+/* kna_type_row_bytes() - bytes of a packed row of d numbers; 0 where the type has no row of that length. */
+KNA_API size_t kna_type_row_bytes(int type, int64_t d);
+
+/*
+ * Rows: `heads` groups of `rows` rows of `dim` numbers, borrowed. Rows of one head are row_stride_bytes apart, heads are
+ * head_stride_bytes apart; 0 means packed, (heads, rows, dim) row-major. Numbers within a row are contiguous. No alignment
+ * beyond that of the number type is needed, and nothing outside the rows is ever read.
+ */
+typedef struct kna_rows {
+    const void *data;
+    int type;                   /* a kna_type */
+    int64_t heads, rows, dim;
+    int64_t head_stride_bytes;
+    int64_t row_stride_bytes;
+    const float *scales;        /* KNA_I8 only: (heads, rows) row-major, packed; else NULL */
+} kna_rows;
+
+/* Output rows, f32, described likewise. */
+typedef struct kna_out_rows {
+    float *data;
+    int64_t head_stride_bytes;  /* 0: packed (h,m,dv) */
+    int64_t row_stride_bytes;
+} kna_out_rows;
+
+/*
+ * A per-query additive mask in ggml's layout: (heads, m, n), f32 or f16, added to the logit; -INFINITY forbids the pair.
+ * heads = 1 serves all query heads; otherwise head x of the queries takes mask head x % heads. Strides as in kna_rows.
+ */
+typedef struct kna_mask {
+    const void *data;           /* NULL: no mask */
+    int type;                   /* KNA_F32 or KNA_F16 */
+    int64_t heads;              /* 0 is read as 1 */
+    int64_t head_stride_bytes;  /* 0: packed */
+    int64_t row_stride_bytes;   /* 0: n numbers */
+} kna_mask;
+
+/*
+ * kna_quantize_i8() - rows of f32 to int8 with one scale per row, round to nearest even, scale = max|x| / 127.
+ *
+ * Shapes:  x, out (n,d); scales (n).
+ * Error:   |x - scale * out| <= scale / 2 (+ rounding of f32). A row of zeros gets scale 0.
+ * Returns: KNA_OK, KNA_EINVAL, KNA_EVALUE (NaN or infinity), KNA_ELIMIT.
+ */
+KNA_API KNA_CHECKED int kna_quantize_i8(kna_context *context, int8_t *out, float *scales, const float *x, int64_t n, int64_t d);
+
+/* ------------------------------------------------------------------ 4. Attention */
+
+typedef struct kna_index kna_index;
+
+/* Methods. */
+typedef enum kna_method {
+    KNA_EXACT = 0,  /* every key */
+    KNA_TOPK = 1,   /* the k keys with the largest logit, found exactly; all others get weight 0 */
+    KNA_KNN = 2     /* sinks + recent window + k nearest in full, all other keys through block means */
+} kna_method;
+#define KNA_METHOD_COUNT 3
+
+/* kna_method_name() - "exact", "topk", "knn"; NULL for a number that is no method. */
+KNA_API const char *kna_method_name(int method);
+
+/*
+ * Options of kna_attend(). KNA_ATTEND_OPTIONS sets `size`; every other field may stay zero, its default.
+ *
+ * The position of query i is p = i + (n - m) + causal_shift: the last query stands on the last key. It matters to causal,
+ * window, slopes without a mask, and near_window.
+ */
+typedef struct kna_attend_options {
+    size_t size;
+    int method;               /* a kna_method */
+
+    /* What attention means here. */
+    float scale;              /* logit = scale * <q,k>; 0: 1/sqrt(d) */
+    int causal;               /* 1: query i sees keys j <= p */
+    int64_t causal_shift;     /* moves every p, e.g. for a cache with unused rows at its end */
+    int64_t window;           /* sliding window: query i sees keys j > p - window (and j <= p if causal); 0: no window */
+    float softcap;            /* logit = softcap * tanh(logit / softcap), before mask and slopes; 0: none */
+    const float *slopes;      /* ALiBi, (h): with a mask, the mask of head x is multiplied by slopes[x] (ggml: the mask then
+                                 holds minus distances); without one, slopes[x] * (j - p) is added. NULL: none */
+    const float *sinks;       /* (h): the logit of one further key per head whose value is zero. NULL: none */
+    kna_mask mask;            /* added to the logit; data NULL: none */
+
+    /* Which keys are read (KNA_TOPK, KNA_KNN). */
+    int64_t k_near;           /* k; 0: 128. k >= the keys a query sees: exact */
+    int64_t near_sinks;       /* KNA_KNN: first keys always read in full; 0: 4; negative: none */
+    int64_t near_window;      /* KNA_KNN: most recent keys (p - near_window, p] always read in full; 0: 64; negative: none */
+    float eps;                /* KNA_KNN: double k, per query and head, until the estimated total variation distance between
+                                 the weights used and softmax is at most eps, or the row is exact; 0: k as given */
+    kna_index *index;         /* an index over exactly these keys and values; NULL: one is built for this call */
+
+    /* What is checked. */
+    float audit;              /* share of (query, head) rows also computed exactly, for the report; 0: none, 1: all */
+    uint64_t seed;            /* chooses the audited rows */
+    int unchecked;            /* 1: do not look for NaN and infinity in q, k and v (one pass over them otherwise) */
+} kna_attend_options;
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, NULL, 0.0f, 0, 0 }
+
+/*
+ * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
+ */
+typedef struct kna_report {
+    size_t size;              /* set to sizeof(kna_report) before the call */
+    int method;               /* as asked */
+    double time_s;            /* wall time of the call, index build included */
+    double build_s;           /* of which: building an index for this call */
+    int64_t rows;             /* m * h */
+    int64_t rows_exact;       /* rows that took every key they see (short contexts, eps not reached, many masked blocks) */
+    double keys_seen;         /* sum over rows of keys that mask, causality and window allow */
+    double keys_full;         /* sum over rows of keys whose key and value were read in full precision */
+    double keys_touched;      /* bytes of keys, values and index read / bytes exact attention reads for the same rows */
+    double tail_mass;         /* mean share of the softmax that was estimated (knn) or dropped (topk, from the scan) */
+    double error_est;         /* mean total variation distance between weights used and softmax, estimated from the scan
+                                 (knn: only when eps > 0 or for audited rows; else negative: not estimated) */
+    double error_est_max;
+    int64_t audited;          /* rows also computed exactly */
+    double audit_mean;        /* of ||out - exact|| / ||exact|| over the audited rows; negative: none audited */
+    double audit_p95;
+    int64_t stale_rows;       /* keys read in full whose index entry did not match (the index is out of date) */
+    size_t index_bytes;       /* of the index used */
+    size_t scratch_bytes;     /* most scratch held during the call */
+} kna_report;
+
+/*
+ * kna_attend() - attention of m queries per head over n keys.
+ *
+ * Shapes:  q (h,m,d) f32, f16 or bf16; k (h_kv,n,d) and v (h_kv,n,dv) of any type, each its own; out (h,m,dv) f32;
+ *          lse (h,m) f32, may be NULL. h a multiple of h_kv: query head x reads KV head x / (h / h_kv).
+ * Units:   lse = log of the sum of exp(logit) over the keys seen (and the sink logit), as estimated by the method.
+ *          A row that sees no key gets out = 0, lse = -INFINITY (the sink's logit if there are sinks). n = 0 is allowed.
+ * Out:     report, may be NULL. out must not overlap an input.
+ * Returns: KNA_OK; KNA_EINVAL (an option), KNA_ESHAPE, KNA_ETYPE, KNA_ELIMIT, KNA_EVALUE (NaN or infinity in q, k or v: which
+ *          and where is in the message; NaN or +infinity in the mask likewise), KNA_ENOMEM, KNA_ESTALE (the index covers
+ *          fewer than n rows or other shapes).
+ * Threads: one call per context and per index at a time.
+ * Order:   among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
+ * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
+ *          of queries otherwise. knn, per query head: an int8 scan of n keys (n d bytes per KV head for few queries),
+ *          n / 16 mean values, and k + window + sinks rows in full. Scratch is kept in the context and reused.
+ * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Tail by block means: doc/flow.md.
+ */
+KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
+                                   const kna_rows *q, const kna_rows *k, const kna_rows *v,
+                                   const kna_attend_options *options);
+
+/*
+ * kna_merge() - join attention over two disjoint sets of keys into attention over both, in place: a := a + b.
+ *
+ * Shapes:  a, b (rows,dv) f32 packed; a_lse, b_lse (rows).
+ * Units:   lse as kna_attend() returns it; -INFINITY means "no key".
+ * Returns: KNA_OK, KNA_EINVAL (negative or NULL).
+ * Source:  softmax over a union is the mean of the parts weighted by exp(lse); any order gives the same up to rounding.
+ */
+KNA_API KNA_CHECKED int kna_merge(kna_context *context, float *a, float *a_lse, const float *b, const float *b_lse,
+                                  int64_t rows, int64_t dv);
+
+/* ------------------------------------------------------------------ 5. Index */
+
+/*
+ * An index summarises the keys and values of all KV heads of one cache so that kna_attend() with KNA_TOPK or KNA_KNN need
+ * not build it again: keys as int8 (one scale per row) in blocks of 16 consecutive rows, and the mean value of each block.
+ * It does not own the rows. Rows not marked present take no part. After rows of the cache change, say so with
+ * kna_index_update(); kna_index_audit() finds changes nobody announced.
+ */
+
+/*
+ * kna_index_new() - an empty index.
+ *
+ * In:      h_kv heads, d and dv dimensions.
+ * Returns: KNA_OK, KNA_EINVAL, KNA_ELIMIT, KNA_ENOMEM.
+ * Owner:   the caller; free before the context. Memory grows with the highest row given.
+ */
+KNA_API KNA_CHECKED int kna_index_new(kna_context *context, kna_index **index, int64_t heads, int64_t d, int64_t dv);
+
+/* kna_index_free() - free an index. NULL is fine. */
+KNA_API void kna_index_free(kna_index *index);
+
+/*
+ * kna_index_update() - (re)encode rows first .. first + count - 1 from the cache and mark them present.
+ *
+ * In:      k (h_kv, >= first+count, d), v (h_kv, >= first+count, dv).
+ * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before).
+ *          Rows holding NaN or infinity are encoded as "always read in full".
+ * Threads: parallel over blocks; not during a kna_attend() with this index.
+ * Cost:    one pass over the rows given, rounded out to whole blocks of 16 for values.
+ */
+KNA_API KNA_CHECKED int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v,
+                                         int64_t first, int64_t count);
+
+/* kna_index_remove() - rows first .. first + count - 1 are no longer present. Rows never present are fine. */
+KNA_API KNA_CHECKED int kna_index_remove(kna_context *context, kna_index *index, int64_t first, int64_t count);
+
+/* kna_index_rows() - rows covered: one past the highest row ever updated. */
+KNA_API int64_t kna_index_rows(const kna_index *index);
+
+/* kna_index_bytes() - memory held. */
+KNA_API size_t kna_index_bytes(const kna_index *index);
+
+/*
+ * kna_index_audit() - compare `samples` random present rows with the cache, bit for bit as they would be encoded now.
+ *
+ * Out:     *stale  how many differ (0: none of the sampled).
+ * In:      seed    chooses the rows; vary it from call to call.
+ * Cost:    `samples` keys and their blocks' values are read.
+ */
+KNA_API KNA_CHECKED int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k,
+                                        const kna_rows *v, int64_t samples, uint64_t seed);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KNA_H */
