@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# llama.cpp, pinned: fetched from the source release of the Python package llama-cpp-python, built once into the cache.
+#
+#   fetch_llama.sh                 fetch and build what is missing; prints the folder of llama.cpp's programs
+#   fetch_llama.sh --source DIR    the same with a source tree of yours; its build is kept in the cache, keyed by the path
+#   fetch_llama.sh [..] --where    do nothing; print source folder, build folder, and "ready" or "absent"
+#
+# An interrupted build goes on where it stopped. The stamp in the build folder, written last, says what was built and how.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+version=0.3.36
+sum=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+archive=llama_cpp_python-$version.tar.gz
+inside=llama_cpp_python-$version/vendor/llama.cpp
+programs=(llama-bench llama-perplexity llama-completion llama-server llama-tokenize)
+options=(CMAKE_BUILD_TYPE=Release BUILD_SHARED_LIBS=ON GGML_BACKEND_DL=ON GGML_NATIVE=OFF GGML_CPU_ALL_VARIANTS=ON LLAMA_CURL=OFF
+         LLAMA_OPENSSL=OFF LLAMA_BUILD_UI=OFF LLAMA_USE_PREBUILT_UI=OFF LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF)
+
+given= where=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --source) given=${2:?--source needs a folder}; shift 2 ;;
+        --where) where=1; shift ;;
+        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+done
+
+if [ -n "$given" ]; then
+    src=$(cd "$given" && pwd) || die "--source $given: no such folder"
+    [ -f "$src/include/llama.h" ] || die "--source $src: no llama.cpp source tree (include/llama.h is missing)"
+    home=$cache/llama.cpp-at-$(printf '%s' "$src" | sha256sum | cut -c1-12)
+    what="source $src"
+else
+    home=$cache/llama.cpp-$version
+    src=$home/src
+    what="llama-cpp-python $version $sum"
+fi
+build=$home/build
+stamp=$build/knnattn.stamp
+stamp_text="$what ${options[*]} ${programs[*]}"
+
+is_ready() {
+    local program
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$stamp_text" ] || return 1
+    for program in "${programs[@]}"; do [ -x "$build/bin/$program" ] || return 1; done
+}
+
+# The sources appear whole or not at all; their times are those of the archive, so unpacking again rebuilds nothing.
+unpack() {
+    local file tmp
+    [ "$(cat "$src/.knnattn-source" 2>/dev/null)" = "$sum" ] && return
+    file=$(pip_fetch "$archive" "$sum" "llama-cpp-python==$version" sdist)
+    say "unpacking llama.cpp"
+    mkdir -p "$home"
+    tmp=$(mktemp -d "$home/tmp.XXXXXX")
+    tar -xzf "$file" -C "$tmp" --strip-components=3 --no-same-owner "$inside"
+    printf '%s\n' "$sum" >"$tmp/.knnattn-source"
+    chmod 755 "$tmp"
+    if [ -e "$src" ]; then mv "$src" "$tmp.old"; fi
+    mv "$tmp" "$src"
+    rm -rf "$tmp.old"
+}
+
+is_configured() {
+    local option
+    [ -f "$build/CMakeCache.txt" ] && { [ -f "$build/build.ninja" ] || [ -f "$build/Makefile" ]; } || return 1
+    for option in "${options[@]}"; do
+        grep -q "^${option%%=*}:[A-Z]*=${option#*=}\$" "$build/CMakeCache.txt" || return 1
+    done
+}
+
+configure() {
+    local generator=()
+    if is_configured; then return; fi
+    if [ ! -f "$build/CMakeCache.txt" ] && command -v ninja >/dev/null; then generator=(-G Ninja); fi
+    cmake -S "$src" -B "$build" "${generator[@]}" "${options[@]/#/-D}" >&2 9>&-
+}
+
+# A compiler of llama.cpp takes up to 1.5 GB.
+jobs_that_fit() {
+    local by_memory
+    by_memory=$(awk '/^MemAvailable/ { print int($2 / 1500000) }' /proc/meminfo)
+    [ "$by_memory" -ge 1 ] || by_memory=1
+    if [ "$by_memory" -lt "$(nproc)" ]; then echo "$by_memory"; else nproc; fi
+}
+
+build_all() {
+    local program
+    mkdir -p "$home"
+    configure || die "llama.cpp could not be configured (see above); build folder: $build"
+    say "building llama.cpp, once (about ten minutes on two cores): $build"
+    cmake --build "$build" --parallel "$(jobs_that_fit)" --target "${programs[@]}" >&2 9>&- ||
+        die "llama.cpp could not be built (see above); run this again to go on: $0${given:+ --source $src}"
+    for program in "${programs[@]}"; do
+        [ -x "$build/bin/$program" ] || die "llama.cpp built without $build/bin/$program"
+    done
+    "$build/bin/llama-bench" --help >/dev/null 2>&1 || die "$build/bin/llama-bench was built but does not run"
+    printf '%s\n' "$stamp_text" >"$stamp.tmp"
+    mv "$stamp.tmp" "$stamp"
+}
+
+if [ -n "$where" ]; then
+    printf '%s\n%s\n' "$src" "$build"
+    if is_ready; then echo ready; else echo absent; fi
+    exit
+fi
+if ! is_ready || [ -n "$given" ]; then
+    hold_lock "$(basename "$home")"
+    if ! is_ready || [ -n "$given" ]; then
+        [ -n "$given" ] || unpack
+        build_all
+    fi
+fi
+echo "$build/bin"
