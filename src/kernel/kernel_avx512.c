@@ -1,0 +1,321 @@
+/* kernel_avx512.c - AVX-512 F/BW/DQ/VL: the float template on 16 lanes with masked tails; VNNI for the int8 scan. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "half.h"
+#include "kernel.h"
+
+#if defined(__x86_64__)
+
+/* Targets are set here, per function, and not by compiler flags: any build of src/ then holds every level. */
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+#define V_NAME(x) x##_avx512
+#define V_W 16
+#define V_DOT_G 4
+#define V_MR 6
+#define V_NV 4
+typedef __m512 vf;
+
+#define v_load(p) _mm512_loadu_ps(p)
+#define v_store(p, x) _mm512_storeu_ps(p, x)
+#define v_set1(a) _mm512_set1_ps(a)
+#define v_zero() _mm512_setzero_ps()
+#define v_add(a, b) _mm512_add_ps(a, b)
+#define v_sub(a, b) _mm512_sub_ps(a, b)
+#define v_mul(a, b) _mm512_mul_ps(a, b)
+#define v_div(a, b) _mm512_div_ps(a, b)
+#define v_max(a, b) _mm512_max_ps(a, b)
+#define v_min(a, b) _mm512_min_ps(a, b)
+#define v_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define v_round(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define v_pow2(n) _mm512_scalef_ps(_mm512_set1_ps(1.0f), n)
+#define v_sum(x) _mm512_reduce_add_ps(x)
+#define v_hmax(x) _mm512_reduce_max_ps(x)
+
+static inline __mmask16 first_lanes(size_t n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+
+static inline vf v_loadn(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+
+static inline void v_storen(float *p, vf x, size_t n)
+{
+    _mm512_mask_storeu_ps(p, first_lanes(n), x);
+}
+
+static inline vf v_copysign(vf x, vf y)
+{
+    vf sign = _mm512_set1_ps(-0.0f);
+    return _mm512_or_ps(_mm512_andnot_ps(sign, x), _mm512_and_ps(sign, y));
+}
+
+static inline vf v_zero_below(vf x, vf y, float limit)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_set1_ps(limit), _CMP_GE_OQ), x);
+}
+
+static inline __m256 halves_sum(vf x)
+{
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+}
+
+static inline void v_sum4(float *out, vf a, vf b, vf c, vf d)
+{
+    __m256 ab = _mm256_hadd_ps(halves_sum(a), halves_sum(b));
+    __m256 cd = _mm256_hadd_ps(halves_sum(c), halves_sum(d));
+    __m256 abcd = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+/* ---- loads of the row types; masks cut the tails. */
+static inline vf vt_f32_load(const char *row, size_t c)
+{
+    return _mm512_loadu_ps((const float *)(const void *)row + c);
+}
+
+static inline vf vt_f32_loadn(const char *row, size_t c, size_t n)
+{
+    return v_loadn((const float *)(const void *)row + c, n);
+}
+
+static inline __m256i some_halves(const char *row, size_t c, size_t n)
+{
+    return _mm256_maskz_loadu_epi16(first_lanes(n), row + 2 * c);
+}
+
+static inline vf vt_f16_load(const char *row, size_t c)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * c)));
+}
+
+static inline vf vt_f16_loadn(const char *row, size_t c, size_t n)
+{
+    return _mm512_cvtph_ps(some_halves(row, c, n));
+}
+
+static inline vf widen_bf16(__m256i x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline vf vt_bf16_load(const char *row, size_t c)
+{
+    return widen_bf16(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * c)));
+}
+
+static inline vf vt_bf16_loadn(const char *row, size_t c, size_t n)
+{
+    return widen_bf16(some_halves(row, c, n));
+}
+
+static inline vf widen_i8(__m128i x)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+}
+
+static inline vf vt_i8_load(const char *row, size_t c)
+{
+    return widen_i8(_mm_loadu_si128((const __m128i *)(const void *)(row + c)));
+}
+
+static inline vf vt_i8_loadn(const char *row, size_t c, size_t n)
+{
+    return widen_i8(_mm_maskz_loadu_epi8(first_lanes(n), row + c));
+}
+
+static inline vf vt_q8_0_load(const char *row, size_t c)
+{
+    const char *block = row + c / KNA_Q8_BLOCK * KNA_Q8_BYTES;
+    uint16_t scale;
+    memcpy(&scale, block, sizeof scale);
+    return v_mul(v_set1(_cvtsh_ss(scale)), vt_i8_load(block + 2, c % KNA_Q8_BLOCK));
+}
+
+/* q8_0 rows are whole blocks of 32: there is no tail. */
+static inline vf vt_q8_0_loadn(const char *row, size_t c, size_t n)
+{
+    (void)n;
+    return vt_q8_0_load(row, c);
+}
+
+#include "kernel_tmpl.h"
+
+static size_t select_avx512(int32_t *ids, const float *x, size_t n, float threshold, int32_t base)
+{
+    vf limit = v_set1(threshold);
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 live = n - i >= 16 ? (__mmask16)0xffff : first_lanes(n - i);
+        unsigned mask = _mm512_mask_cmp_ps_mask(live, _mm512_maskz_loadu_ps(live, x + i), limit, _CMP_GE_OQ);
+        for (; mask; mask &= mask - 1) {
+            ids[count++] = base + (int32_t)i + __builtin_ctz(mask);
+        }
+    }
+    return count;
+}
+
+/* 32 rows of 16-bit products at a time: rows 0..7 and 8..15 of a group of four columns. */
+static inline void scan_block(float *out, const int8_t *q, float q_scale, const uint8_t *block, const float *scales, size_t d4)
+{
+    __m512i low = _mm512_setzero_si512(), high = low;
+    __m512i offset = _mm512_set1_epi16(128);
+    for (size_t c = 0; c < d4; c++) {
+        int32_t four;
+        memcpy(&four, q + 4 * c, sizeof four);
+        __m512i y = _mm512_cvtepi8_epi16(_mm256_set1_epi32(four));
+        const char *at = (const char *)block + c * 4 * KNA_BLOCK;
+        __m512i first = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)at));
+        __m512i second = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
+        low = _mm512_add_epi32(low, _mm512_madd_epi16(_mm512_sub_epi16(first, offset), y));
+        high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_sub_epi16(second, offset), y));
+    }
+    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    __m512i sum = _mm512_add_epi32(_mm512_permutex2var_epi32(low, even, high), _mm512_permutex2var_epi32(low, odd, high));
+    v_store(out, v_mul(v_mul(v_set1(q_scale), v_load(scales)), _mm512_cvtepi32_ps(sum)));
+}
+
+static void scan_avx512(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g,
+                        const uint8_t *packed, const float *scales, size_t blocks, size_t d4)
+{
+    for (size_t b = 0; b < blocks; b++) {
+        for (size_t i = 0; i < g; i++) {
+            scan_block(out + i * ldo + b * KNA_BLOCK, q + i * ldq, q_scale[i], packed + b * d4 * 4 * KNA_BLOCK,
+                       scales + b * KNA_BLOCK, d4);
+        }
+    }
+}
+
+bool kna__kernels_avx512(kna__kernels *table)
+{
+    V_FILL(table)
+    table->select = select_avx512;
+    table->scan = scan_avx512;
+    return true;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
+
+/*
+ * vpdpbusd adds four unsigned * signed products to each of 16 lanes: lane r is row r, nothing is summed across lanes. Two
+ * blocks and up to four queries at a time hide its latency of 5. The offset of 128 is taken off once: 128 * sum(q).
+ */
+static inline __attribute__((always_inline)) void scan_tile(float *out, size_t ldo, const int8_t *q, size_t ldq,
+                                                            const float *q_scale, size_t g, const uint8_t *block,
+                                                            const float *scales, size_t tile, size_t d4)
+{
+    __m512i sum[4][2];
+    __m512i q_sum[4];
+    __m512i ones = _mm512_set1_epi8(1);
+    for (size_t i = 0; i < g; i++) {
+        sum[i][0] = sum[i][1] = q_sum[i] = _mm512_setzero_si512();
+    }
+    for (size_t c = 0; c < d4; c++) {
+        __m512i key[2];
+        for (size_t b = 0; b < tile; b++) {
+            key[b] = _mm512_loadu_si512(block + (b * d4 + c) * 4 * KNA_BLOCK);
+        }
+        for (size_t i = 0; i < g; i++) {
+            int32_t four;
+            memcpy(&four, q + i * ldq + 4 * c, sizeof four);
+            __m512i y = _mm512_set1_epi32(four);
+            q_sum[i] = _mm512_dpbusd_epi32(q_sum[i], ones, y);
+            for (size_t b = 0; b < tile; b++) {
+                sum[i][b] = _mm512_dpbusd_epi32(sum[i][b], key[b], y);
+            }
+        }
+    }
+    for (size_t i = 0; i < g; i++) {
+        __m512i offset = _mm512_slli_epi32(q_sum[i], 7);
+        for (size_t b = 0; b < tile; b++) {
+            __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][b], offset));
+            __m512 factor = _mm512_mul_ps(_mm512_set1_ps(q_scale[i]), _mm512_loadu_ps(scales + b * KNA_BLOCK));
+            _mm512_storeu_ps(out + i * ldo + b * KNA_BLOCK, _mm512_mul_ps(factor, value));
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void scan_queries(float *out, size_t ldo, const int8_t *q, size_t ldq,
+                                                               const float *q_scale, size_t g, const uint8_t *block,
+                                                               const float *scales, size_t tile, size_t d4)
+{
+    switch (g) {
+    case 1:
+        scan_tile(out, ldo, q, ldq, q_scale, 1, block, scales, tile, d4);
+        break;
+    case 2:
+        scan_tile(out, ldo, q, ldq, q_scale, 2, block, scales, tile, d4);
+        break;
+    case 3:
+        scan_tile(out, ldo, q, ldq, q_scale, 3, block, scales, tile, d4);
+        break;
+    default:
+        scan_tile(out, ldo, q, ldq, q_scale, 4, block, scales, tile, d4);
+        break;
+    }
+}
+
+static void scan_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g,
+                            const uint8_t *packed, const float *scales, size_t blocks, size_t d4)
+{
+    for (size_t b = 0; b < blocks; b += 2) {
+        size_t tile = blocks - b < 2 ? 1 : 2;
+        const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
+        for (size_t i = 0; i < g; i += 4) {
+            size_t some = g - i < 4 ? g - i : 4;
+            float *o = out + i * ldo + b * KNA_BLOCK;
+            if (tile == 2) {
+                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, some, block, scales + b * KNA_BLOCK, 2, d4);
+            } else {
+                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, some, block, scales + b * KNA_BLOCK, 1, d4);
+            }
+        }
+    }
+}
+
+bool kna__kernels_avx512vnni(kna__kernels *table)
+{
+    table->scan = scan_avx512vnni;
+    return true;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else
+
+bool kna__kernels_avx512(kna__kernels *table)
+{
+    (void)table;
+    return false;
+}
+
+bool kna__kernels_avx512vnni(kna__kernels *table)
+{
+    (void)table;
+    return false;
+}
+
+#endif

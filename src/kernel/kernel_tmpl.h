@@ -1,0 +1,471 @@
+/*
+ * kernel_tmpl.h - the float kernels, written once over a vector of W floats. No include guard: each level includes it once.
+ *
+ * The level defines, before including:
+ *   V_NAME(x)       x with the level's suffix          V_W      floats in a vector
+ *   V_DOT_G         most queries per pass of dot and mix (register budget: V_DOT_G * 4 accumulators + 5)
+ *   V_MR, V_NV      rows and vectors of the gemm tile    (V_MR * V_NV accumulators + V_NV + 1)
+ *   vf              vector type
+ *   v_load(p) v_store(p,x) v_set1(a) v_zero() v_add v_sub v_mul v_div v_max(a,b) v_min(a,b)
+ *   v_fma(a,b,c) = a*b+c   v_copysign(x,y) = |x| with the sign of y
+ *   v_loadn(p,n) v_storen(p,x,n)   the first n < W floats, the rest read as 0 and not written
+ *   v_sum(x) v_hmax(x)             across lanes
+ *   v_sum4(out,a,b,c,d)            out[0..3] = the four lane sums
+ *   v_pow2(n)                      2^n for integral n in [-126,127]
+ *   v_round(x)                     nearest even
+ *   v_zero_below(x,y,limit)        x where y >= limit, else 0
+ *   vt_TYPE_load(row,c) vt_TYPE_loadn(row,c,n)   numbers c .. of a row of f32, f16, bf16, i8, q8_0 as floats (unscaled for i8)
+ * and after including fills its table with V_FILL(table).
+ *
+ * Order of sums: lanes run over columns (dot) or rows in order (mix), so results do not depend on g, n or alignment of the
+ * operands, except that dot sums lanes in a fixed tree.
+ */
+
+#define V_INLINE static inline __attribute__((always_inline))
+
+/* ---- dot: g queries against a block of rows; four rows at a time, so that lane sums are taken four at once. */
+#define V_DOT(T)                                                                                                              \
+    V_INLINE void V_NAME(dot4_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, const char *const row[4],    \
+                                   size_t d)                                                                                  \
+    {                                                                                                                         \
+        vf acc[V_DOT_G][4];                                                                                                   \
+        for (size_t i = 0; i < g; i++) {                                                                                      \
+            acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = v_zero();                                                         \
+        }                                                                                                                     \
+        size_t c = 0;                                                                                                         \
+        for (; c + V_W <= d; c += V_W) {                                                                                      \
+            vf x0 = vt_##T##_load(row[0], c), x1 = vt_##T##_load(row[1], c);                                                  \
+            vf x2 = vt_##T##_load(row[2], c), x3 = vt_##T##_load(row[3], c);                                                  \
+            for (size_t i = 0; i < g; i++) {                                                                                  \
+                vf y = v_load(q + i * ldq + c);                                                                               \
+                acc[i][0] = v_fma(y, x0, acc[i][0]);                                                                          \
+                acc[i][1] = v_fma(y, x1, acc[i][1]);                                                                          \
+                acc[i][2] = v_fma(y, x2, acc[i][2]);                                                                          \
+                acc[i][3] = v_fma(y, x3, acc[i][3]);                                                                          \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        if (c < d) {                                                                                                          \
+            for (size_t r = 0; r < 4; r++) {                                                                                  \
+                vf x = vt_##T##_loadn(row[r], c, d - c);                                                                      \
+                for (size_t i = 0; i < g; i++) {                                                                              \
+                    acc[i][r] = v_fma(v_loadn(q + i * ldq + c, d - c), x, acc[i][r]);                                         \
+                }                                                                                                             \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        for (size_t i = 0; i < g; i++) {                                                                                      \
+            v_sum4(out + i * ldo, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);                                                \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    V_INLINE void V_NAME(dot_g_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,    \
+                                    size_t d)                                                                                 \
+    {                                                                                                                         \
+        size_t r = 0;                                                                                                         \
+        for (; r + 4 <= n; r += 4) {                                                                                          \
+            const char *at = rows.data + r * rows.row_bytes;                                                                  \
+            const char *const row[4] = { at, at + rows.row_bytes, at + 2 * rows.row_bytes, at + 3 * rows.row_bytes };         \
+            V_NAME(dot4_##T)(out + r, ldo, q, ldq, g, row, d);                                                                \
+        }                                                                                                                     \
+        if (r < n) {                                                                                                          \
+            float some[V_DOT_G * 4];                                                                                          \
+            const char *row[4];                                                                                               \
+            for (size_t x = 0; x < 4; x++) {                                                                                  \
+                row[x] = rows.data + (r + x < n ? r + x : n - 1) * rows.row_bytes;                                            \
+            }                                                                                                                 \
+            V_NAME(dot4_##T)(some, 4, q, ldq, g, row, d);                                                                     \
+            for (size_t i = 0; i < g; i++) {                                                                                  \
+                memcpy(out + i * ldo + r, some + 4 * i, (n - r) * sizeof(float));                                             \
+            }                                                                                                                 \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    static void V_NAME(dot_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,        \
+                                size_t d)                                                                                     \
+    {                                                                                                                         \
+        for (size_t i = 0; i < g;) {                                                                                          \
+            size_t some = g - i;                                                                                              \
+            float *o = out + i * ldo;                                                                                         \
+            const float *y = q + i * ldq;                                                                                     \
+            if (some >= 4 && V_DOT_G >= 4) {                                                                                  \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, V_DOT_G >= 4 ? 4 : 1, rows, n, d);                                          \
+                i += 4;                                                                                                       \
+            } else if (some >= 3) {                                                                                           \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 3, rows, n, d);                                                             \
+                i += 3;                                                                                                       \
+            } else if (some == 2) {                                                                                           \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 2, rows, n, d);                                                             \
+                i += 2;                                                                                                       \
+            } else {                                                                                                          \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 1, rows, n, d);                                                             \
+                i += 1;                                                                                                       \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        for (size_t i = 0; rows.scales && i < g; i++) {                                                                       \
+            V_NAME(multiply)(out + i * ldo, rows.scales, n);                                                                  \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    static void V_NAME(dot_at_##T)(float *out, const float *q, kna__span rows, const int32_t *ids, size_t n, size_t d)        \
+    {                                                                                                                         \
+        for (size_t r = 0; r < n; r += 4) {                                                                                   \
+            float some[4];                                                                                                    \
+            const char *row[4];                                                                                               \
+            for (size_t x = 0; x < 4; x++) {                                                                                  \
+                row[x] = rows.data + (size_t)ids[r + x < n ? r + x : n - 1] * rows.row_bytes;                                 \
+            }                                                                                                                 \
+            V_NAME(dot4_##T)(some, 4, q, 0, 1, row, d);                                                                       \
+            for (size_t x = 0; x < 4 && r + x < n; x++) {                                                                     \
+                out[r + x] = rows.scales ? some[x] * rows.scales[ids[r + x]] : some[x];                                       \
+            }                                                                                                                 \
+        }                                                                                                                     \
+    }
+
+/* ---- mix: weighted sums of rows; up to four vectors of columns of V_DOT_G queries stay in registers. */
+#define V_MIX(T)                                                                                                              \
+    V_INLINE void V_NAME(mix_cols_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows,          \
+                                       const int32_t *ids, size_t n, size_t c, size_t vectors, size_t tail)                   \
+    {                                                                                                                         \
+        vf sum[V_DOT_G][4];                                                                                                   \
+        for (size_t i = 0; i < g; i++) {                                                                                      \
+            for (size_t x = 0; x < vectors; x++) {                                                                            \
+                const float *a = acc + i * lda + c + x * V_W;                                                                 \
+                sum[i][x] = tail ? v_loadn(a, tail) : v_load(a);                                                              \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        for (size_t r = 0; r < n; r++) {                                                                                      \
+            size_t at = ids ? (size_t)ids[r] : r;                                                                             \
+            const char *row = rows.data + at * rows.row_bytes;                                                                \
+            vf value[4];                                                                                                      \
+            for (size_t x = 0; x < vectors; x++) {                                                                            \
+                value[x] = tail ? vt_##T##_loadn(row, c, tail) : vt_##T##_load(row, c + x * V_W);                             \
+            }                                                                                                                 \
+            for (size_t i = 0; i < g; i++) {                                                                                  \
+                float weight = w[i * ldw + r];                                                                                \
+                vf y = v_set1(rows.scales ? weight * rows.scales[at] : weight);                                               \
+                for (size_t x = 0; x < vectors; x++) {                                                                        \
+                    sum[i][x] = v_fma(y, value[x], sum[i][x]);                                                                \
+                }                                                                                                             \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        for (size_t i = 0; i < g; i++) {                                                                                      \
+            for (size_t x = 0; x < vectors; x++) {                                                                            \
+                float *a = acc + i * lda + c + x * V_W;                                                                       \
+                if (tail) {                                                                                                   \
+                    v_storen(a, sum[i][x], tail);                                                                             \
+                } else {                                                                                                      \
+                    v_store(a, sum[i][x]);                                                                                    \
+                }                                                                                                             \
+            }                                                                                                                 \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    V_INLINE void V_NAME(mix_g_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows,             \
+                                    const int32_t *ids, size_t n, size_t d)                                                   \
+    {                                                                                                                         \
+        size_t c = 0;                                                                                                         \
+        for (; c + 4 * V_W <= d; c += 4 * V_W) {                                                                              \
+            V_NAME(mix_cols_##T)(acc, lda, w, ldw, g, rows, ids, n, c, 4, 0);                                                 \
+        }                                                                                                                     \
+        for (; c + V_W <= d; c += V_W) {                                                                                      \
+            V_NAME(mix_cols_##T)(acc, lda, w, ldw, g, rows, ids, n, c, 1, 0);                                                 \
+        }                                                                                                                     \
+        if (c < d) {                                                                                                          \
+            V_NAME(mix_cols_##T)(acc, lda, w, ldw, g, rows, ids, n, c, 1, d - c);                                             \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    static void V_NAME(mix_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n,        \
+                                size_t d)                                                                                     \
+    {                                                                                                                         \
+        size_t i = 0;                                                                                                         \
+        for (; V_DOT_G >= 4 && i + 4 <= g; i += 4) {                                                                          \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, V_DOT_G >= 4 ? 4 : 1, rows, NULL, n, d);                  \
+        }                                                                                                                     \
+        for (; i + 3 <= g; i += 3) {                                                                                          \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 3, rows, NULL, n, d);                                     \
+        }                                                                                                                     \
+        for (; i + 2 <= g; i += 2) {                                                                                          \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 2, rows, NULL, n, d);                                     \
+        }                                                                                                                     \
+        if (i < g) {                                                                                                          \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 1, rows, NULL, n, d);                                     \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    static void V_NAME(mix_at_##T)(float *acc, const float *w, kna__span rows, const int32_t *ids, size_t n, size_t d)        \
+    {                                                                                                                         \
+        V_NAME(mix_g_##T)(acc, 0, w, 0, 1, rows, ids, n, d);                                                                  \
+    }
+
+/* ---- widen: rows to f32. */
+#define V_WIDEN(T)                                                                                                            \
+    static void V_NAME(widen_##T)(float *out, size_t ldo, kna__span rows, size_t n, size_t d)                                 \
+    {                                                                                                                         \
+        for (size_t r = 0; r < n; r++) {                                                                                      \
+            const char *row = rows.data + r * rows.row_bytes;                                                                 \
+            vf scale = v_set1(rows.scales ? rows.scales[r] : 1.0f);                                                           \
+            size_t c = 0;                                                                                                     \
+            for (; c + V_W <= d; c += V_W) {                                                                                  \
+                vf x = vt_##T##_load(row, c);                                                                                 \
+                v_store(out + r * ldo + c, rows.scales ? v_mul(scale, x) : x);                                                \
+            }                                                                                                                 \
+            if (c < d) {                                                                                                      \
+                v_storen(out + r * ldo + c, v_mul(scale, vt_##T##_loadn(row, c, d - c)), d - c);                              \
+            }                                                                                                                 \
+        }                                                                                                                     \
+    }
+
+static void V_NAME(multiply)(float *x, const float *y, size_t n)
+{
+    size_t i = 0;
+    for (; i + V_W <= n; i += V_W) {
+        v_store(x + i, v_mul(v_load(x + i), v_load(y + i)));
+    }
+    if (i < n) {
+        v_storen(x + i, v_mul(v_loadn(x + i, n - i), v_loadn(y + i, n - i)), n - i);
+    }
+}
+
+#define V_TYPE(T) V_DOT(T) V_MIX(T) V_WIDEN(T)
+V_TYPE(f32)
+V_TYPE(f16)
+V_TYPE(bf16)
+V_TYPE(i8)
+V_TYPE(q8_0)
+
+/* ---- gemm: a tile of mr rows by nv vectors of c in registers; the last vector may be partial (tail > 0 floats). */
+V_INLINE void V_NAME(gemm_tile)(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, size_t inner,
+                                bool accumulate, size_t mr, size_t nv, size_t tail)
+{
+    vf sum[V_MR][V_NV];
+    for (size_t i = 0; i < mr; i++) {
+        for (size_t x = 0; x < nv; x++) {
+            const float *at = c + i * ldc + x * V_W;
+            sum[i][x] = !accumulate ? v_zero() : tail && x + 1 == nv ? v_loadn(at, tail) : v_load(at);
+        }
+    }
+    for (size_t k = 0; k < inner; k++) {
+        vf y[V_NV];
+        for (size_t x = 0; x < nv; x++) {
+            const float *at = b + k * ldb + x * V_W;
+            y[x] = tail && x + 1 == nv ? v_loadn(at, tail) : v_load(at);
+        }
+        for (size_t i = 0; i < mr; i++) {
+            vf weight = v_set1(a[i * lda + k]);
+            for (size_t x = 0; x < nv; x++) {
+                sum[i][x] = v_fma(weight, y[x], sum[i][x]);
+            }
+        }
+    }
+    for (size_t i = 0; i < mr; i++) {
+        for (size_t x = 0; x < nv; x++) {
+            float *at = c + i * ldc + x * V_W;
+            if (tail && x + 1 == nv) {
+                v_storen(at, sum[i][x], tail);
+            } else {
+                v_store(at, sum[i][x]);
+            }
+        }
+    }
+}
+
+/* All rows of a panel of nv vectors. */
+V_INLINE void V_NAME(gemm_panel)(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, size_t m,
+                                 size_t inner, bool accumulate, size_t nv, size_t tail)
+{
+    size_t i = 0;
+    for (; i + V_MR <= m; i += V_MR) {
+        V_NAME(gemm_tile)(c + i * ldc, ldc, a + i * lda, lda, b, ldb, inner, accumulate, V_MR, nv, tail);
+    }
+    for (; i + 2 <= m; i += 2) {
+        V_NAME(gemm_tile)(c + i * ldc, ldc, a + i * lda, lda, b, ldb, inner, accumulate, 2, nv, tail);
+    }
+    if (i < m) {
+        V_NAME(gemm_tile)(c + i * ldc, ldc, a + i * lda, lda, b, ldb, inner, accumulate, 1, nv, tail);
+    }
+}
+
+static void V_NAME(gemm)(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, size_t m, size_t n,
+                         size_t inner, bool accumulate)
+{
+    size_t j = 0;
+    for (; j + V_NV * V_W <= n; j += V_NV * V_W) {
+        V_NAME(gemm_panel)(c + j, ldc, a, lda, b + j, ldb, m, inner, accumulate, V_NV, 0);
+    }
+    for (; j + V_W <= n; j += V_W) {
+        V_NAME(gemm_panel)(c + j, ldc, a, lda, b + j, ldb, m, inner, accumulate, 1, 0);
+    }
+    if (j < n) {
+        V_NAME(gemm_panel)(c + j, ldc, a, lda, b + j, ldb, m, inner, accumulate, 1, n - j);
+    }
+}
+
+/* ---- element by element: V_EACH runs body(x) over p[0..n) in place. */
+#define V_EACH(p, n, body)                                         \
+    do {                                                           \
+        size_t each_ = 0;                                          \
+        for (; each_ + V_W <= (n); each_ += V_W) {                 \
+            v_store((p) + each_, body(v_load((p) + each_)));       \
+        }                                                          \
+        if (each_ < (n)) {                                         \
+            v_storen((p) + each_, body(v_loadn((p) + each_, (n) - each_)), (n) - each_); \
+        }                                                          \
+    } while (0)
+
+/*
+ * exp: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody-Waite split of ln 2), Taylor-like minimax polynomial of degree 6 for
+ * e^r, times 2^n. Clamped below at 2^-126, where the result is flushed to 0.
+ */
+V_INLINE vf V_NAME(exp)(vf x)
+{
+    vf clamped = v_max(x, v_set1(-87.33654f));
+    vf n = v_round(v_mul(clamped, v_set1(1.44269504f)));
+    vf r = v_fma(n, v_set1(-0.693145752f), clamped);
+    r = v_fma(n, v_set1(-1.42860677e-6f), r);
+    vf p = v_set1(1.0f / 720);
+    p = v_fma(p, r, v_set1(1.0f / 120));
+    p = v_fma(p, r, v_set1(1.0f / 24));
+    p = v_fma(p, r, v_set1(1.0f / 6));
+    p = v_fma(p, r, v_set1(0.5f));
+    p = v_fma(p, r, v_set1(1.0f));
+    p = v_fma(p, r, v_set1(1.0f));
+    return v_zero_below(v_mul(p, v_pow2(n)), x, -87.33654f);
+}
+
+static float V_NAME(max)(const float *x, size_t n)
+{
+    float best = -__builtin_inff();
+    size_t i = 0;
+    if (n >= V_W) {
+        vf most = v_load(x);
+        for (i = V_W; i + V_W <= n; i += V_W) {
+            most = v_max(most, v_load(x + i));
+        }
+        best = v_hmax(most);
+    }
+    for (; i < n; i++) {
+        best = x[i] > best ? x[i] : best;
+    }
+    return best;
+}
+
+/* Two accumulators; the tail is its own, so that the sum depends on n only. */
+static float V_NAME(exp_sum)(float *x, float shift, size_t n)
+{
+    vf minus = v_set1(shift), sum = v_zero(), other = v_zero();
+    size_t i = 0;
+    for (; i + 2 * V_W <= n; i += 2 * V_W) {
+        vf a = V_NAME(exp)(v_sub(v_load(x + i), minus));
+        vf b = V_NAME(exp)(v_sub(v_load(x + i + V_W), minus));
+        v_store(x + i, a);
+        v_store(x + i + V_W, b);
+        sum = v_add(sum, a);
+        other = v_add(other, b);
+    }
+    for (; i + V_W <= n; i += V_W) {
+        vf a = V_NAME(exp)(v_sub(v_load(x + i), minus));
+        v_store(x + i, a);
+        sum = v_add(sum, a);
+    }
+    float total = v_sum(v_add(sum, other));
+    if (i < n) {
+        v_storen(x + i, V_NAME(exp)(v_sub(v_loadn(x + i, n - i), minus)), n - i);
+        for (; i < n; i++) {
+            total += x[i];
+        }
+    }
+    return total;
+}
+
+static void V_NAME(scale)(float *x, float a, size_t n)
+{
+    vf factor = v_set1(a);
+#define V_BODY(y) v_mul(y, factor)
+    V_EACH(x, n, V_BODY);
+#undef V_BODY
+}
+
+static void V_NAME(axpy)(float *y, float a, const float *x, size_t n)
+{
+    vf factor = v_set1(a);
+    size_t i = 0;
+    for (; i + V_W <= n; i += V_W) {
+        v_store(y + i, v_fma(factor, v_load(x + i), v_load(y + i)));
+    }
+    if (i < n) {
+        v_storen(y + i, v_fma(factor, v_loadn(x + i, n - i), v_loadn(y + i, n - i)), n - i);
+    }
+}
+
+/*
+ * cap * tanh(x / cap) = cap * (e - 1) / (e + 1) with e = exp(2|x| / cap), sign put back. Near 0 the subtraction cancels, to an
+ * absolute error of a few cap * u: what the contract states, and what a logit needs.
+ */
+V_INLINE vf V_NAME(tanh_cap)(vf x, vf cap, vf two_over_cap)
+{
+    vf positive = v_max(x, v_sub(v_zero(), x));
+    vf clamped = v_min(v_mul(positive, two_over_cap), v_set1(40.0f));
+    vf e = V_NAME(exp)(clamped);
+    vf y = v_mul(cap, v_div(v_sub(e, v_set1(1.0f)), v_add(e, v_set1(1.0f))));
+    return v_copysign(y, x);
+}
+
+static void V_NAME(softcap)(float *x, float cap, size_t n)
+{
+    vf c = v_set1(cap), s = v_set1(2.0f / cap);
+#define V_BODY(y) V_NAME(tanh_cap)(y, c, s)
+    V_EACH(x, n, V_BODY);
+#undef V_BODY
+}
+
+static void V_NAME(add_f16)(float *x, float a, const uint16_t *mask, size_t n)
+{
+    vf factor = v_set1(a);
+    const char *row = (const char *)mask;
+    size_t i = 0;
+    for (; i + V_W <= n; i += V_W) {
+        v_store(x + i, v_fma(factor, vt_f16_load(row, i), v_load(x + i)));
+    }
+    if (i < n) {
+        v_storen(x + i, v_fma(factor, vt_f16_loadn(row, i, n - i), v_loadn(x + i, n - i)), n - i);
+    }
+}
+
+static void V_NAME(block_max)(float *out, const float *x, size_t blocks)
+{
+    for (size_t b = 0; b < blocks; b++) {
+        vf most = v_load(x + b * KNA_BLOCK);
+        for (size_t i = V_W; i < KNA_BLOCK; i += V_W) {
+            most = v_max(most, v_load(x + b * KNA_BLOCK + i));
+        }
+        out[b] = v_hmax(most);
+    }
+}
+
+static void V_NAME(block_sum)(float *out, const float *x, size_t blocks)
+{
+    for (size_t b = 0; b < blocks; b++) {
+        vf sum = v_load(x + b * KNA_BLOCK);
+        for (size_t i = V_W; i < KNA_BLOCK; i += V_W) {
+            sum = v_add(sum, v_load(x + b * KNA_BLOCK + i));
+        }
+        out[b] = v_sum(sum);
+    }
+}
+
+#define V_FILL_TYPE(table, T, type)          \
+    table->dot[type] = V_NAME(dot_##T);      \
+    table->dot_at[type] = V_NAME(dot_at_##T); \
+    table->mix[type] = V_NAME(mix_##T);      \
+    table->mix_at[type] = V_NAME(mix_at_##T); \
+    table->widen[type] = V_NAME(widen_##T);
+
+#define V_FILL(table)                         \
+    V_FILL_TYPE(table, f32, KNA_F32)          \
+    V_FILL_TYPE(table, f16, KNA_F16)          \
+    V_FILL_TYPE(table, bf16, KNA_BF16)        \
+    V_FILL_TYPE(table, i8, KNA_I8)            \
+    V_FILL_TYPE(table, q8_0, KNA_Q8_0)        \
+    table->gemm = V_NAME(gemm);               \
+    table->max = V_NAME(max);                 \
+    table->exp_sum = V_NAME(exp_sum);         \
+    table->scale = V_NAME(scale);             \
+    table->axpy = V_NAME(axpy);               \
+    table->softcap = V_NAME(softcap);         \
+    table->add_f16 = V_NAME(add_f16);         \
+    table->block_max = V_NAME(block_max);     \
+    table->block_sum = V_NAME(block_sum);
