@@ -174,6 +174,9 @@ void cli_progress_end(void);
 FILE *cli_output_open(const char *path); /* NULL after an error. Do not fclose() it */
 int cli_output_commit(void);             /* flush, check, rename all that are open: CLI_OK or CLI_FAILED */
 
+/* cli_output_abandon() - remove all that are not committed. main calls it after every command. */
+void cli_output_abandon(void);
+
 /* cli_output_check() - can path be created? For long jobs, before they start. CLI_OK or CLI_FAILED; leaves nothing behind. */
 int cli_output_check(const char *path);
 
@@ -200,6 +203,5 @@ int cli_json_print(FILE *to, cJSON *root);
 
 double cli_now_s(void);                         /* monotonic */
 double cli_median(double *values, int count);   /* sorts values in place; of an even count the mean of the middle two */
-void cli_sleep_s(double seconds);
 
 #endif /* KNA_CLI_H */

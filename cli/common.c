@@ -1,0 +1,59 @@
+/*
+ * common.c - the options many commands share, and what they become in libkna.
+ */
+#include "cli.h"
+
+static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2", "avx512", "avx512vnni", "neon", NULL };
+
+const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", NULL };
+
+const cli_option cli_machine_options[] = {
+    { "threads", 0, CLI_INT, offsetof(cli_machine, threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
+    { "cpu", 0, CLI_CHOICE, offsetof(cli_machine, cpu), 0, 0, cpu_names, "LEVEL",
+      "best, ref, avx2, avx512, avx512vnni or neon (default best)" },
+    { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL },
+};
+
+const cli_option cli_method_options[] = {
+    { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME", "exact, topk or knn (default exact)" },
+    { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
+      "topk, knn: nearest keys read in full (default 128)" },
+    { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
+      "knn: first keys always read in full (default 4)" },
+    { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",
+      "knn: recent keys always read in full (default 64)" },
+    { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E",
+      "knn: raise K until the estimated error is at most E (default 0: K as given)" },
+    { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
+      "share of rows also computed exactly, for the report (default 0)" },
+    { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: which rows are audited (default 0)" },
+    { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL },
+};
+
+int cli_context(kna_context **context, const cli_machine *machine)
+{
+    kna_context_options options = KNA_CONTEXT_OPTIONS;
+    options.threads = (int)machine->threads;
+    options.cpu = machine->cpu;
+    const int status = kna_context_new(context, &options);
+    if (status == KNA_OK) return CLI_OK;
+    if (status != KNA_ECPU) return cli_status(NULL, status);
+    return cli_refuse("--cpu: this machine or this build lacks %s", cpu_names[machine->cpu]);
+}
+
+/* kna.h reads 0 as the default and a negative number as none; on the command line 0 is none. */
+static int64_t none_if_zero(int64_t count)
+{
+    return count == 0 ? -1 : count;
+}
+
+void cli_method_fill(kna_attend_options *to, const cli_method *from)
+{
+    to->method = from->method;
+    to->k_near = from->k_near;
+    to->near_sinks = none_if_zero(from->near_sinks);
+    to->near_window = none_if_zero(from->near_window);
+    to->eps = (float)from->eps;
+    to->audit = (float)from->audit;
+    to->seed = from->seed;
+}
