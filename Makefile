@@ -40,7 +40,9 @@ test:
 bench: all
 	@bench/run.sh
 
-install: all
+# What is built already is only copied: root need not have the cache of the user who built it.
+install:
+	@[ -e $(BUILD)/kna ] || $(MAKE) --no-print-directory all
 	@DESTDIR="$(DESTDIR)" cmake --install $(BUILD) --prefix "$(PREFIX)"
 
 clean:

@@ -3,6 +3,7 @@
 #
 #   fetch_document.sh              prints the folder: Documentation/**/*.rst, unpacked
 #   fetch_document.sh NAME         prints the path of one of them, e.g. filesystems/ext4/overview.rst
+#   fetch_document.sh --where      only prints the folder
 #
 # Taken from /usr/share/doc where the package is installed with its files, else from the package itself (apt-get download).
 set -euo pipefail
@@ -35,6 +36,10 @@ from_package() {
     [ $status = 0 ] || die "the documents could not be had; install them with: apt-get install $package"
 }
 
+if [ "${1:-}" = --where ]; then
+    echo "$corpus"
+    exit
+fi
 if [ ! -d "$corpus" ]; then
     hold_lock "$package"
     if [ ! -d "$corpus" ]; then unpack_from "" || from_package; fi

