@@ -1,0 +1,44 @@
+/*
+ * npy.h - NumPy's .npy files: format 1.0 and 2.0, C order, little-endian float32 and float16 in; format 1.0 float32 out.
+ *
+ * The reader is strict: whatever is not exactly that is refused with a message naming the file and what was found.
+ */
+#ifndef KNA_CLI_NPY_H
+#define KNA_CLI_NPY_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define NPY_RANK_MAX 8
+
+typedef struct npy_array {
+    const char *path;              /* as given to npy_read(), for messages */
+    int type;                      /* KNA_F32 or KNA_F16 */
+    int rank;
+    int64_t shape[NPY_RANK_MAX];   /* each >= 0 */
+    void *data;                    /* owned; NULL while nothing is read */
+    size_t data_bytes;
+} npy_array;
+
+/* What a reader wants: a rank in low..high whose axes are called `axes` in messages; float16 or only float32. */
+typedef struct npy_want {
+    int rank_low, rank_high;
+    int takes_f16;
+    const char *axes;
+} npy_want;
+
+/* npy_read() - read a file whole. Returns CLI_OK, or, having printed why, CLI_FAILED (cannot be read, no memory) or CLI_REFUSED. */
+int npy_read(npy_array *array, const char *path, const npy_want *want);
+
+/* npy_free() - free the data. An array of zeros is fine. */
+void npy_free(npy_array *array);
+
+/* npy_shape() - "(3, 4, 5)" into text, which is returned. */
+#define NPY_SHAPE_TEXT 192
+const char *npy_shape(char text[NPY_SHAPE_TEXT], const npy_array *array);
+
+/* npy_write() - header and float32 numbers. Errors stay in the stream; cli_output_commit() finds them. */
+void npy_write(FILE *to, int rank, const int64_t *shape, const float *data);
+
+#endif /* KNA_CLI_NPY_H */
