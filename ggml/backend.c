@@ -24,19 +24,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct knnattn_settings asked; /* by the environment, fixed once the plugin is loaded */
+static struct knnattn_settings asked;   /* by the environment, fixed once the plugin is loaded */
 static struct knnattn_settings current; /* for backends made from now on, under the lock */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ggml_backend_device device;
 
-static struct knnattn_settings current_settings(void) {
+static struct knnattn_settings current_settings(void)
+{
     pthread_mutex_lock(&lock);
     struct knnattn_settings settings = current;
     pthread_mutex_unlock(&lock);
     return settings;
 }
 
-static enum knnattn_method current_method(void) {
+static enum knnattn_method current_method(void)
+{
     pthread_mutex_lock(&lock);
     enum knnattn_method method = current.method;
     pthread_mutex_unlock(&lock);
@@ -44,7 +46,8 @@ static enum knnattn_method current_method(void) {
 }
 
 /* The first failure is told; a program that goes on after it would repeat it for every layer. */
-static void complain(const char *what, const char *detail) {
+static void complain(const char *what, const char *detail)
+{
     static atomic_flag told = ATOMIC_FLAG_INIT;
 
     if (!atomic_flag_test_and_set(&told)) {
@@ -54,12 +57,14 @@ static void complain(const char *what, const char *detail) {
 
 /* ---- backend */
 
-static const char *backend_name(ggml_backend_t backend) {
+static const char *backend_name(ggml_backend_t backend)
+{
     (void)backend;
     return "kNN attention";
 }
 
-static void engine_free(struct knnattn_engine *engine) {
+static void engine_free(struct knnattn_engine *engine)
+{
     if (engine != NULL) {
         knnattn_records_close(&engine->records);
         kna_context_free(engine->kna);
@@ -68,13 +73,15 @@ static void engine_free(struct knnattn_engine *engine) {
     }
 }
 
-static void backend_free(ggml_backend_t backend) {
+static void backend_free(ggml_backend_t backend)
+{
     engine_free(backend->context);
     free(backend);
     knnattn_totals_write(&asked);
 }
 
-static enum ggml_status compute_attention(struct knnattn_engine *engine, const struct ggml_tensor *node) {
+static enum ggml_status compute_attention(struct knnattn_engine *engine, const struct ggml_tensor *node)
+{
     int status = knnattn_flash_attend(engine, node);
 
     if (status == KNA_OK) {
@@ -85,7 +92,8 @@ static enum ggml_status compute_attention(struct knnattn_engine *engine, const s
     return status == KNA_ENOMEM ? GGML_STATUS_ALLOC_FAILED : GGML_STATUS_FAILED;
 }
 
-static enum ggml_status compute_node(struct knnattn_engine *engine, const struct ggml_tensor *node) {
+static enum ggml_status compute_node(struct knnattn_engine *engine, const struct ggml_tensor *node)
+{
     switch (node->op) {
     case GGML_OP_FLASH_ATTN_EXT:
         return compute_attention(engine, node);
@@ -107,7 +115,8 @@ static enum ggml_status compute_node(struct knnattn_engine *engine, const struct
     }
 }
 
-static enum ggml_status backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph *graph) {
+static enum ggml_status backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph *graph)
+{
     enum ggml_status status = GGML_STATUS_SUCCESS;
 
     for (int i = 0; status == GGML_STATUS_SUCCESS && i < ggml_graph_n_nodes(graph); i++) {
@@ -119,7 +128,8 @@ static enum ggml_status backend_graph_compute(ggml_backend_t backend, struct ggm
     return status;
 }
 
-static void backend_set_n_threads(ggml_backend_t backend, int threads) {
+static void backend_set_n_threads(ggml_backend_t backend, int threads)
+{
     struct knnattn_engine *engine = backend->context;
     int most = threads < KNA_MAX_THREADS ? threads : KNA_MAX_THREADS;
 
@@ -128,7 +138,8 @@ static void backend_set_n_threads(ggml_backend_t backend, int threads) {
     }
 }
 
-static struct knnattn_engine *engine_new(void) {
+static struct knnattn_engine *engine_new(void)
+{
     struct knnattn_engine *engine = calloc(1, sizeof(*engine));
 
     if (engine == NULL) {
@@ -148,12 +159,14 @@ static struct knnattn_engine *engine_new(void) {
     return engine;
 }
 
-static ggml_guid_t backend_guid(void) {
+static ggml_guid_t backend_guid(void)
+{
     static ggml_guid guid = { 0x6b, 0x6e, 0x6e, 0x61, 0x74, 0x74, 0x6e, 0x00, 0x9c, 0x41, 0x4e, 0x0d, 0x8b, 0x52, 0x77, 0xe3 };
     return &guid;
 }
 
-static ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char *params) {
+static ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char *params)
+{
     struct ggml_backend *backend = calloc(1, sizeof(*backend));
     struct knnattn_engine *engine = engine_new();
 
@@ -174,28 +187,33 @@ static ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char *pa
 
 /* ---- device */
 
-static const char *device_name(ggml_backend_dev_t dev) {
+static const char *device_name(ggml_backend_dev_t dev)
+{
     (void)dev;
     return "KNNATTN";
 }
 
-static const char *device_description(ggml_backend_dev_t dev) {
+static const char *device_description(ggml_backend_dev_t dev)
+{
     (void)dev;
     return "kNN attention on the CPU";
 }
 
-static void device_memory(ggml_backend_dev_t dev, size_t *free_bytes, size_t *total_bytes) {
+static void device_memory(ggml_backend_dev_t dev, size_t *free_bytes, size_t *total_bytes)
+{
     (void)dev;
     *free_bytes = 0;
     *total_bytes = 0;
 }
 
-static enum ggml_backend_dev_type device_type(ggml_backend_dev_t dev) {
+static enum ggml_backend_dev_type device_type(ggml_backend_dev_t dev)
+{
     (void)dev;
     return GGML_BACKEND_DEVICE_TYPE_ACCEL;
 }
 
-static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *props) {
+static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *props)
+{
     memset(props, 0, sizeof(*props));
     props->name = device_name(dev);
     props->description = device_description(dev);
@@ -203,19 +221,22 @@ static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *
     props->caps.buffer_from_host_ptr = true;
 }
 
-static ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t dev) {
+static ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t dev)
+{
     (void)dev;
     return ggml_backend_cpu_buffer_type();
 }
 
-static ggml_backend_buffer_t device_buffer_from_host_ptr(ggml_backend_dev_t dev, void *ptr, size_t size, size_t max_tensor_size) {
+static ggml_backend_buffer_t device_buffer_from_host_ptr(ggml_backend_dev_t dev, void *ptr, size_t size, size_t max_tensor_size)
+{
     (void)dev;
     (void)max_tensor_size;
     return ggml_backend_cpu_buffer_from_ptr(ptr, size);
 }
 
 /* An operation that others will do: when it writes into a cache in place (a context shift does), indexes must know. */
-static void note_declined(const struct ggml_tensor *op) {
+static void note_declined(const struct ggml_tensor *op)
+{
     const struct ggml_tensor *root = op->view_src;
 
     if (root != NULL && root->data != NULL && knnattn_cache_layer(root) >= 0) {
@@ -223,7 +244,8 @@ static void note_declined(const struct ggml_tensor *op) {
     }
 }
 
-static bool claims(const struct ggml_tensor *op) {
+static bool claims(const struct ggml_tensor *op)
+{
     enum knnattn_method method = current_method();
 
     switch (op->op) {
@@ -242,7 +264,8 @@ static bool claims(const struct ggml_tensor *op) {
     }
 }
 
-static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor *op) {
+static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor *op)
+{
     (void)dev;
     if (claims(op)) {
         return true;
@@ -251,29 +274,34 @@ static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor 
     return false;
 }
 
-static bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+static bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft)
+{
     (void)dev;
     return ggml_backend_buft_is_host(buft);
 }
 
 /* ---- registration */
 
-static const char *reg_name(ggml_backend_reg_t reg) {
+static const char *reg_name(ggml_backend_reg_t reg)
+{
     (void)reg;
     return "KNNATTN";
 }
 
-static size_t reg_device_count(ggml_backend_reg_t reg) {
+static size_t reg_device_count(ggml_backend_reg_t reg)
+{
     (void)reg;
     return 1;
 }
 
-static ggml_backend_dev_t reg_device(ggml_backend_reg_t reg, size_t index) {
+static ggml_backend_dev_t reg_device(ggml_backend_reg_t reg, size_t index)
+{
     (void)reg;
     return index == 0 ? &device : NULL;
 }
 
-static int configure(const char *text, char *message, size_t message_bytes) {
+static int configure(const char *text, char *message, size_t message_bytes)
+{
     struct knnattn_settings settings = asked;
     char complaint[KNNATTN_MESSAGE_BYTES] = "";
 
@@ -298,7 +326,8 @@ union symbol {
     knnattn_report_reset_t report_reset;
 };
 
-static void *reg_proc_address(ggml_backend_reg_t reg, const char *name) {
+static void *reg_proc_address(ggml_backend_reg_t reg, const char *name)
+{
     union symbol symbol = { NULL };
 
     (void)reg;
@@ -314,7 +343,8 @@ static void *reg_proc_address(ggml_backend_reg_t reg, const char *name) {
     return symbol.object;
 }
 
-static void at_exit(void) {
+static void at_exit(void)
+{
     knnattn_totals_write(&asked);
     if (asked.summary) {
         knnattn_totals_summary(&asked);
@@ -349,7 +379,8 @@ static struct ggml_backend_device device = {
 
 /* The one symbol ggml looks for. A plugin loaded twice stays one, with the settings of the first time. */
 __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void);
-ggml_backend_reg_t ggml_backend_init(void) {
+ggml_backend_reg_t ggml_backend_init(void)
+{
     static bool loaded;
     char message[KNNATTN_MESSAGE_BYTES] = "";
 

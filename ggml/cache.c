@@ -18,7 +18,8 @@ static struct knnattn_records *all_records;
 
 /* ---- recognising a cache */
 
-int knnattn_cache_layer(const struct ggml_tensor *tensor) {
+int knnattn_cache_layer(const struct ggml_tensor *tensor)
+{
     const char *name = tensor->name;
     const char *tail = strrchr(name, '_');
 
@@ -37,7 +38,8 @@ int knnattn_cache_layer(const struct ggml_tensor *tensor) {
  * A cache is (row, cells, streams), packed rows of equal stride; llama.cpp's views start at some stream's row 0. Fills in
  * where that is, as far as one operand tells.
  */
-static bool stream_of(const char **base, size_t *stride, int64_t *cells, const struct ggml_tensor *view, int64_t stream) {
+static bool stream_of(const char **base, size_t *stride, int64_t *cells, const struct ggml_tensor *view, int64_t stream)
+{
     const struct ggml_tensor *root = view->view_src;
 
     if (root == NULL || root->data == NULL || knnattn_cache_layer(root) < 0 || root->ne[3] != 1 || view->nb[1] != root->nb[1]) {
@@ -53,7 +55,8 @@ static bool stream_of(const char **base, size_t *stride, int64_t *cells, const s
     return true;
 }
 
-bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, const struct ggml_tensor *v, int64_t stream) {
+bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, const struct ggml_tensor *v, int64_t stream)
+{
     int64_t v_cells = 0;
 
     memset(place, 0, sizeof(*place));
@@ -69,14 +72,16 @@ bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, 
     return true;
 }
 
-static bool same_place(const struct knnattn_place *a, const struct knnattn_place *b) {
+static bool same_place(const struct knnattn_place *a, const struct knnattn_place *b)
+{
     return a->k == b->k && a->v == b->v && a->k_stride == b->k_stride && a->v_stride == b->v_stride && a->cells == b->cells &&
            a->heads == b->heads && a->d == b->d && a->dv == b->dv && a->k_type == b->k_type && a->v_type == b->v_type;
 }
 
 /* ---- sets and records */
 
-void knnattn_records_open(struct knnattn_records *records) {
+void knnattn_records_open(struct knnattn_records *records)
+{
     *records = (struct knnattn_records){ 0 };
     pthread_mutex_lock(&lock);
     records->next = all_records;
@@ -84,14 +89,16 @@ void knnattn_records_open(struct knnattn_records *records) {
     pthread_mutex_unlock(&lock);
 }
 
-static void record_free(struct knnattn_record *record) {
+static void record_free(struct knnattn_record *record)
+{
     if (record != NULL) {
         kna_index_free(record->index);
         free(record);
     }
 }
 
-void knnattn_records_close(struct knnattn_records *records) {
+void knnattn_records_close(struct knnattn_records *records)
+{
     pthread_mutex_lock(&lock);
     struct knnattn_records **link = &all_records;
     while (*link != records) {
@@ -108,7 +115,8 @@ void knnattn_records_close(struct knnattn_records *records) {
 }
 
 /* Takes the record at this memory out of the list when its shape is another one by now. */
-static struct knnattn_record *find(struct knnattn_records *records, const struct knnattn_place *place) {
+static struct knnattn_record *find(struct knnattn_records *records, const struct knnattn_place *place)
+{
     struct knnattn_record **link = &records->first;
 
     while (*link != NULL && (*link)->place.k != place->k) {
@@ -124,7 +132,8 @@ static struct knnattn_record *find(struct knnattn_records *records, const struct
     return NULL;
 }
 
-static struct knnattn_record *record_new(kna_context *kna, const struct knnattn_place *place) {
+static struct knnattn_record *record_new(kna_context *kna, const struct knnattn_place *place)
+{
     size_t words = ((size_t)place->cells + WORD_BITS - 1) / WORD_BITS;
     struct knnattn_record *record = calloc(1, sizeof(*record) + words * sizeof(uint64_t));
 
@@ -140,7 +149,8 @@ static struct knnattn_record *record_new(kna_context *kna, const struct knnattn_
     return record;
 }
 
-struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, const struct knnattn_place *place) {
+struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, const struct knnattn_place *place)
+{
     pthread_mutex_lock(&lock);
     struct knnattn_record *record = find(records, place);
     if (record == NULL) {
@@ -154,7 +164,8 @@ struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_co
     return record;
 }
 
-void knnattn_record_weigh(struct knnattn_records *records, struct knnattn_record *record) {
+void knnattn_record_weigh(struct knnattn_records *records, struct knnattn_record *record)
+{
     size_t bytes = kna_index_bytes(record->index);
 
     records->bytes = records->bytes - record->bytes + bytes;
@@ -163,7 +174,8 @@ void knnattn_record_weigh(struct knnattn_records *records, struct knnattn_record
 
 /* ---- dirty rows; the lock is held */
 
-static void set_bits(struct knnattn_record *record, int64_t first, int64_t count) {
+static void set_bits(struct knnattn_record *record, int64_t first, int64_t count)
+{
     int64_t end = first + count;
 
     if (count <= 0) {
@@ -181,18 +193,21 @@ static void set_bits(struct knnattn_record *record, int64_t first, int64_t count
     }
 }
 
-static bool is_dirty(const struct knnattn_record *record, int64_t row) {
+static bool is_dirty(const struct knnattn_record *record, int64_t row)
+{
     return (record->dirty[row / WORD_BITS] >> (row % WORD_BITS)) & 1;
 }
 
-static int64_t next_dirty(const struct knnattn_record *record, int64_t row, int64_t n) {
+static int64_t next_dirty(const struct knnattn_record *record, int64_t row, int64_t n)
+{
     while (row < n && !is_dirty(record, row)) {
         row = record->dirty[row / WORD_BITS] >> (row % WORD_BITS) == 0 ? (row / WORD_BITS + 1) * WORD_BITS : row + 1;
     }
     return row < n ? row : n;
 }
 
-bool knnattn_record_take(struct knnattn_record *record, int64_t n, int64_t *first, int64_t *count) {
+bool knnattn_record_take(struct knnattn_record *record, int64_t n, int64_t *first, int64_t *count)
+{
     pthread_mutex_lock(&lock);
     int64_t row = next_dirty(record, record->dirty_low, n);
     *first = row;
@@ -206,13 +221,15 @@ bool knnattn_record_take(struct knnattn_record *record, int64_t n, int64_t *firs
     return *count > 0;
 }
 
-void knnattn_record_taint(struct knnattn_record *record, int64_t first, int64_t count) {
+void knnattn_record_taint(struct knnattn_record *record, int64_t first, int64_t count)
+{
     pthread_mutex_lock(&lock);
     set_bits(record, first, count);
     pthread_mutex_unlock(&lock);
 }
 
-void knnattn_records_taint(struct knnattn_records *records) {
+void knnattn_records_taint(struct knnattn_records *records)
+{
     pthread_mutex_lock(&lock);
     for (struct knnattn_record *record = records->first; record != NULL; record = record->next) {
         set_bits(record, 0, record->place.cells);
@@ -221,7 +238,8 @@ void knnattn_records_taint(struct knnattn_records *records) {
 }
 
 /* The rows of a stream that overlap the bytes start .. end - 1. */
-static void touch_rows(struct knnattn_record *record, const char *base, size_t stride, uintptr_t start, uintptr_t end) {
+static void touch_rows(struct knnattn_record *record, const char *base, size_t stride, uintptr_t start, uintptr_t end)
+{
     uintptr_t low = (uintptr_t)base;
     uintptr_t high = low + (uintptr_t)record->place.cells * stride;
 
@@ -233,7 +251,8 @@ static void touch_rows(struct knnattn_record *record, const char *base, size_t s
     }
 }
 
-void knnattn_touch(const void *start, size_t bytes) {
+void knnattn_touch(const void *start, size_t bytes)
+{
     uintptr_t low = (uintptr_t)start;
 
     pthread_mutex_lock(&lock);

@@ -27,9 +27,9 @@ struct knnattn_records {
 
 /* How a record's rows lie in memory. */
 struct knnattn_place {
-    const char *k, *v;          /* the stream's row 0 */
-    size_t k_stride, v_stride;  /* bytes from row to row */
-    int64_t cells;              /* rows the stream has */
+    const char *k, *v;         /* the stream's row 0 */
+    size_t k_stride, v_stride; /* bytes from row to row */
+    int64_t cells;             /* rows the stream has */
     int64_t heads, d, dv;
     int k_type, v_type;
 };
@@ -38,9 +38,9 @@ struct knnattn_record {
     struct knnattn_record *next;
     struct knnattn_place place;
     kna_index *index;
-    size_t bytes;               /* of the index, as counted in the set */
-    int64_t dirty_low;          /* no bit below is set */
-    uint64_t dirty[];           /* cells bits */
+    size_t bytes;      /* of the index, as counted in the set */
+    int64_t dirty_low; /* no bit below is set */
+    uint64_t dirty[];  /* cells bits */
 };
 
 /* The layer of a key-value cache tensor ("cache_k_l7", "cache_v_l7", with or without a tag after "cache_"); -1 for any other. */

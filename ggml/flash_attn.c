@@ -22,7 +22,8 @@
 
 /* ---- what is supported */
 
-static int type_of(enum ggml_type type) {
+static int type_of(enum ggml_type type)
+{
     switch (type) {
     case GGML_TYPE_F32:
         return KNA_F32;
@@ -38,7 +39,8 @@ static int type_of(enum ggml_type type) {
 }
 
 /* Rows of contiguous numbers, none of them shared: a stride of 0 means "packed" to the library. */
-static bool rows_supported(const struct ggml_tensor *tensor) {
+static bool rows_supported(const struct ggml_tensor *tensor)
+{
     if (type_of(tensor->type) < 0 || tensor->nb[0] != ggml_type_size(tensor->type)) {
         return false;
     }
@@ -54,7 +56,8 @@ static bool rows_supported(const struct ggml_tensor *tensor) {
     return true;
 }
 
-static bool mask_supported(const struct ggml_tensor *mask, const struct ggml_tensor *q, const struct ggml_tensor *k) {
+static bool mask_supported(const struct ggml_tensor *mask, const struct ggml_tensor *q, const struct ggml_tensor *k)
+{
     if (mask == NULL) {
         return true;
     }
@@ -69,7 +72,8 @@ struct parameters {
     int32_t n_kv_max; /* the mask's finite entries are few: a hint for implementations that gather them */
 };
 
-static struct parameters parameters_of(const struct ggml_tensor *op) {
+static struct parameters parameters_of(const struct ggml_tensor *op)
+{
     struct parameters parameters;
 
     memcpy(&parameters.scale, &op->op_params[0], sizeof(float));
@@ -79,7 +83,8 @@ static struct parameters parameters_of(const struct ggml_tensor *op) {
     return parameters;
 }
 
-static bool parameters_supported(const struct parameters *parameters, bool has_mask) {
+static bool parameters_supported(const struct parameters *parameters, bool has_mask)
+{
     bool scale = isfinite(parameters->scale) && parameters->scale != 0.0f;
     bool softcap = isfinite(parameters->softcap) && parameters->softcap >= 0.0f;
     bool bias = isfinite(parameters->max_bias) && parameters->max_bias >= 0.0f && (parameters->max_bias == 0.0f || has_mask);
@@ -87,7 +92,8 @@ static bool parameters_supported(const struct parameters *parameters, bool has_m
     return scale && softcap && bias && parameters->n_kv_max == 0;
 }
 
-bool knnattn_flash_supported(const struct ggml_tensor *op) {
+bool knnattn_flash_supported(const struct ggml_tensor *op)
+{
     const struct ggml_tensor *q = op->src[0];
     const struct ggml_tensor *k = op->src[1];
     const struct ggml_tensor *v = op->src[2];
@@ -113,7 +119,8 @@ struct operands {
     kna_out_rows out;
 };
 
-static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream) {
+static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream)
+{
     return (kna_rows){
         .data = (const char *)tensor->data + (size_t)stream * tensor->nb[3],
         .type = type_of(tensor->type),
@@ -125,7 +132,8 @@ static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream) {
     };
 }
 
-static struct operands operands_of(const struct ggml_tensor *op, int64_t stream) {
+static struct operands operands_of(const struct ggml_tensor *op, int64_t stream)
+{
     return (struct operands){
         .q = rows_of(op->src[0], stream),
         .k = rows_of(op->src[1], stream),
@@ -136,7 +144,8 @@ static struct operands operands_of(const struct ggml_tensor *op, int64_t stream)
     };
 }
 
-static kna_mask mask_of(const struct ggml_tensor *mask, int64_t stream) {
+static kna_mask mask_of(const struct ggml_tensor *mask, int64_t stream)
+{
     if (mask == NULL) {
         return (kna_mask){ 0 };
     }
@@ -150,7 +159,8 @@ static kna_mask mask_of(const struct ggml_tensor *mask, int64_t stream) {
 }
 
 /* ALiBi: a geometric series over the largest power of two of heads, the rest in between. NULL without memory. */
-static const float *slopes_for(struct knnattn_engine *engine, float max_bias, int64_t heads) {
+static const float *slopes_for(struct knnattn_engine *engine, float max_bias, int64_t heads)
+{
     if (heads > engine->slopes_count) {
         float *slopes = realloc(engine->slopes, (size_t)heads * sizeof(float));
         if (slopes == NULL) {
@@ -172,11 +182,13 @@ static const float *slopes_for(struct knnattn_engine *engine, float max_bias, in
 }
 
 /* A count for the library's options, where 0 is "default" and negative is "none". */
-static int64_t or_none(int64_t count) {
+static int64_t or_none(int64_t count)
+{
     return count > 0 ? count : -1;
 }
 
-static int options_of(kna_attend_options *options, struct knnattn_engine *engine, const struct ggml_tensor *op) {
+static int options_of(kna_attend_options *options, struct knnattn_engine *engine, const struct ggml_tensor *op)
+{
     const struct knnattn_settings *settings = &engine->settings;
     struct parameters parameters = parameters_of(op);
     kna_attend_options none = KNA_ATTEND_OPTIONS;
@@ -202,7 +214,8 @@ static int options_of(kna_attend_options *options, struct knnattn_engine *engine
 
 /* ---- the index of a cache */
 
-static double seconds(void) {
+static double seconds(void)
+{
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -211,7 +224,8 @@ static double seconds(void) {
 
 /* Encodes what has changed among the first n rows. */
 static int refresh(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
-                   struct knnattn_done *done) {
+                   struct knnattn_done *done)
+{
     int64_t first = 0;
     int64_t count = 0;
     int status = KNA_OK;
@@ -229,7 +243,8 @@ static int refresh(struct knnattn_engine *engine, struct knnattn_record *record,
 
 /* Something wrote to the cache behind our back; it did so in every layer, most likely. */
 static int repair(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands, int64_t stale,
-                  struct knnattn_done *done) {
+                  struct knnattn_done *done)
+{
     done->stale_events++;
     done->stale_rows += stale;
     knnattn_records_taint(&engine->records);
@@ -237,7 +252,8 @@ static int repair(struct knnattn_engine *engine, struct knnattn_record *record, 
 }
 
 static int ready_index(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
-                       struct knnattn_done *done) {
+                       struct knnattn_done *done)
+{
     double start_s = seconds();
     int64_t stale = 0;
     int status = refresh(engine, record, operands, done);
@@ -253,7 +269,8 @@ static int ready_index(struct knnattn_engine *engine, struct knnattn_record *rec
 }
 
 static struct knnattn_record *record_for(struct knnattn_engine *engine, const struct ggml_tensor *op, int64_t stream,
-                                         struct knnattn_done *done) {
+                                         struct knnattn_done *done)
+{
     struct knnattn_place place;
 
     if (!knnattn_place_of(&place, op->src[1], op->src[2], stream)) {
@@ -268,14 +285,16 @@ static struct knnattn_record *record_for(struct knnattn_engine *engine, const st
 /* ---- one stream */
 
 static int attend(struct knnattn_engine *engine, const struct operands *operands, const kna_attend_options *options,
-                  kna_report *report) {
+                  kna_report *report)
+{
     report->size = sizeof(*report);
     return kna_attend(engine->kna, &operands->out, NULL, report, &operands->q, &operands->k, &operands->v, options);
 }
 
 /* With the method asked for. A cache's keys take its record's index; other keys are indexed for this call alone. */
 static int attend_near(struct knnattn_engine *engine, const struct operands *operands, kna_attend_options *options,
-                       struct knnattn_record *record, struct knnattn_done *done, kna_report *report) {
+                       struct knnattn_record *record, struct knnattn_done *done, kna_report *report)
+{
     options->method = engine->settings.method == KNNATTN_TOPK ? KNA_TOPK : KNA_KNN;
     if (record == NULL) {
         return attend(engine, operands, options, report);
@@ -297,14 +316,16 @@ static int attend_near(struct knnattn_engine *engine, const struct operands *ope
 }
 
 static int attend_exact(struct knnattn_engine *engine, const struct operands *operands, kna_attend_options *options,
-                        struct knnattn_done *done, kna_report *report) {
+                        struct knnattn_done *done, kna_report *report)
+{
     options->method = KNA_EXACT;
     options->index = NULL;
     done->exact = true;
     return attend(engine, operands, options, report);
 }
 
-static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream) {
+static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream)
+{
     const struct knnattn_settings *settings = &engine->settings;
     struct operands operands = operands_of(op, stream);
     kna_report report = { 0 };
@@ -332,7 +353,8 @@ static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor
     return status;
 }
 
-int knnattn_flash_attend(struct knnattn_engine *engine, const struct ggml_tensor *op) {
+int knnattn_flash_attend(struct knnattn_engine *engine, const struct ggml_tensor *op)
+{
     kna_attend_options options;
     int status = options_of(&options, engine, op);
 

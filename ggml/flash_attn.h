@@ -19,9 +19,9 @@ struct knnattn_engine {
     kna_context *kna;
     struct knnattn_settings settings;
     struct knnattn_records records;
-    float *slopes;      /* scratch for ALiBi, of slopes_count numbers */
+    float *slopes; /* scratch for ALiBi, of slopes_count numbers */
     int64_t slopes_count;
-    uint64_t calls;     /* seeds audits */
+    uint64_t calls; /* seeds audits */
 };
 
 bool knnattn_flash_supported(const struct ggml_tensor *op);

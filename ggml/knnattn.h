@@ -49,28 +49,28 @@ typedef int (*knnattn_configure_t)(const char *settings, char *message, size_t m
 
 /* What the contexts of one slot did. A row is one (query, head) pair; a call is one layer of one batch and one stream. */
 struct knnattn_report {
-    size_t size;            /* set to sizeof(struct knnattn_report) before the call */
+    size_t size; /* set to sizeof(struct knnattn_report) before the call */
     int64_t calls;
-    int64_t calls_exact;    /* of which every key was read: method exact, few cells, or memory was short */
+    int64_t calls_exact; /* of which every key was read: method exact, few cells, or memory was short */
     int64_t rows;
-    int64_t rows_exact;     /* rows that took every key they see */
-    double keys_seen;       /* sum over rows of the keys the mask allows */
-    double keys_full;       /* sum over rows of the keys read in full */
-    double keys_touched;    /* bytes read / bytes exact attention reads; mean, weighted by keys seen */
-    double tail_mass;       /* mean share of the softmax that was estimated (knn) or dropped (topk) */
-    double error_est;       /* mean over the rows where it was estimated; negative: nowhere */
+    int64_t rows_exact;  /* rows that took every key they see */
+    double keys_seen;    /* sum over rows of the keys the mask allows */
+    double keys_full;    /* sum over rows of the keys read in full */
+    double keys_touched; /* bytes read / bytes exact attention reads; mean, weighted by keys seen */
+    double tail_mass;    /* mean share of the softmax that was estimated (knn) or dropped (topk) */
+    double error_est;    /* mean over the rows where it was estimated; negative: nowhere */
     double error_est_max;
-    int64_t audited;        /* rows also computed exactly */
-    double audit_mean;      /* relative error of those; negative: none */
-    double audit_p95;       /* from above: the 95th percentile over rows of their call's 95th percentile; negative: none */
-    double time_s;          /* in attention, index included */
-    double index_s;         /* of which: bringing indexes up to date */
-    int64_t rows_indexed;   /* cache rows encoded, repeats included */
-    size_t index_bytes;     /* most held at once by the indexes of one context */
-    size_t scratch_bytes;   /* most held at once by a call */
-    int64_t stale_events;   /* times the cache had changed without notice and was encoded again */
-    int64_t stale_rows;     /* rows found changed on those occasions */
-    int64_t fallbacks;      /* calls done exactly because memory for an index was short */
+    int64_t audited;      /* rows also computed exactly */
+    double audit_mean;    /* relative error of those; negative: none */
+    double audit_p95;     /* from above: the 95th percentile over rows of their call's 95th percentile; negative: none */
+    double time_s;        /* in attention, index included */
+    double index_s;       /* of which: bringing indexes up to date */
+    int64_t rows_indexed; /* cache rows encoded, repeats included */
+    size_t index_bytes;   /* most held at once by the indexes of one context */
+    size_t scratch_bytes; /* most held at once by a call */
+    int64_t stale_events; /* times the cache had changed without notice and was encoded again */
+    int64_t stale_rows;   /* rows found changed on those occasions */
+    int64_t fallbacks;    /* calls done exactly because memory for an index was short */
 };
 
 /* knnattn_report_get() - read the totals of a slot; a slot outside the range reads as empty. */

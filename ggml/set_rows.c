@@ -21,7 +21,8 @@ struct q8_0_block {
     int8_t values[Q8_0_ROW];
 };
 
-bool knnattn_set_rows_supported(const struct ggml_tensor *op) {
+bool knnattn_set_rows_supported(const struct ggml_tensor *op)
+{
     const struct ggml_tensor *rows = op->src[0];
     const struct ggml_tensor *indices = op->src[1];
     bool types = op->type == GGML_TYPE_F32 || op->type == GGML_TYPE_F16 || op->type == GGML_TYPE_BF16 || op->type == GGML_TYPE_Q8_0;
@@ -34,7 +35,8 @@ bool knnattn_set_rows_supported(const struct ggml_tensor *op) {
 }
 
 /* Which of ggml's q8_0 conversions its CPU backend runs on this machine. */
-static bool reciprocal_of_maximum(void) {
+static bool reciprocal_of_maximum(void)
+{
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx") != 0;
 #else
@@ -42,7 +44,8 @@ static bool reciprocal_of_maximum(void) {
 #endif
 }
 
-static bool rounds_to_even(void) {
+static bool rounds_to_even(void)
+{
 #if defined(__aarch64__)
     return true;
 #else
@@ -50,7 +53,8 @@ static bool rounds_to_even(void) {
 #endif
 }
 
-static void to_q8_0(const float *from, void *to, int64_t count) {
+static void to_q8_0(const float *from, void *to, int64_t count)
+{
     struct q8_0_block *block = to;
 
     for (int64_t i = 0; i < count; i += Q8_0_ROW, block++) {
@@ -68,7 +72,8 @@ static void to_q8_0(const float *from, void *to, int64_t count) {
     }
 }
 
-static void write_row(const struct ggml_tensor *op, const char *from, char *to) {
+static void write_row(const struct ggml_tensor *op, const char *from, char *to)
+{
     if (op->src[0]->type == op->type) {
         memcpy(to, from, ggml_row_size(op->type, op->ne[0]));
     } else if (op->type == GGML_TYPE_Q8_0 && rounds_to_even()) {
@@ -79,7 +84,8 @@ static void write_row(const struct ggml_tensor *op, const char *from, char *to) 
 }
 
 /* The row that source row (i, i2, i3) goes to. */
-static int64_t target_of(const struct ggml_tensor *op, int64_t i, int64_t i2, int64_t i3) {
+static int64_t target_of(const struct ggml_tensor *op, int64_t i, int64_t i2, int64_t i3)
+{
     const struct ggml_tensor *indices = op->src[1];
     const char *at = (const char *)indices->data + (size_t)i * indices->nb[0] + (size_t)(i2 % indices->ne[1]) * indices->nb[1] +
                      (size_t)(i3 % indices->ne[2]) * indices->nb[2];
@@ -87,7 +93,8 @@ static int64_t target_of(const struct ggml_tensor *op, int64_t i, int64_t i2, in
     return indices->type == GGML_TYPE_I64 ? *(const int64_t *)(const void *)at : *(const int32_t *)(const void *)at;
 }
 
-static bool set_plane(const struct ggml_tensor *op, int64_t i2, int64_t i3) {
+static bool set_plane(const struct ggml_tensor *op, int64_t i2, int64_t i3)
+{
     const struct ggml_tensor *rows = op->src[0];
     const char *from = (const char *)rows->data + (size_t)i2 * rows->nb[2] + (size_t)i3 * rows->nb[3];
     char *to = (char *)op->data + (size_t)i2 * op->nb[2] + (size_t)i3 * op->nb[3];
@@ -112,7 +119,8 @@ static bool set_plane(const struct ggml_tensor *op, int64_t i2, int64_t i3) {
     return inside;
 }
 
-bool knnattn_set_rows(const struct ggml_tensor *op) {
+bool knnattn_set_rows(const struct ggml_tensor *op)
+{
     for (int64_t i3 = 0; i3 < op->src[0]->ne[3]; i3++) {
         for (int64_t i2 = 0; i2 < op->src[0]->ne[2]; i2++) {
             if (!set_plane(op, i2, i3)) {

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PREFIX "KNNATTN_"
+#define PREFIX     "KNNATTN_"
 #define NAME_BYTES 32
 
 enum { IN_ENVIRONMENT = 1, IN_TEXT = 2, IN_BOTH = 3 };
@@ -32,13 +32,15 @@ struct setting {
 
 static const char *const method_names[] = { "off", "exact", "topk", "knn" };
 
-const char *knnattn_method_text(enum knnattn_method method) {
+const char *knnattn_method_text(enum knnattn_method method)
+{
     return method_names[method];
 }
 
 /* ---- values */
 
-static bool parse_whole(const char *value, int64_t low, int64_t high, int64_t *number) {
+static bool parse_whole(const char *value, int64_t low, int64_t high, int64_t *number)
+{
     char *end = NULL;
 
     errno = 0;
@@ -51,7 +53,8 @@ static bool parse_whole(const char *value, int64_t low, int64_t high, int64_t *n
 }
 
 /* The program may have chosen a locale with a decimal comma; settings are written with a point. */
-static bool parse_share(const char *value, float *share) {
+static bool parse_share(const char *value, float *share)
+{
     char *end = NULL;
     locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
 
@@ -67,7 +70,8 @@ static bool parse_share(const char *value, float *share) {
     return true;
 }
 
-static bool parse_int(const char *value, int high, int *number) {
+static bool parse_int(const char *value, int high, int *number)
+{
     int64_t parsed = 0;
 
     if (!parse_whole(value, 0, high, &parsed)) {
@@ -77,7 +81,8 @@ static bool parse_int(const char *value, int high, int *number) {
     return true;
 }
 
-static bool parse_method(struct knnattn_settings *settings, const char *value) {
+static bool parse_method(struct knnattn_settings *settings, const char *value)
+{
     for (size_t i = 0; i < sizeof(method_names) / sizeof(method_names[0]); i++) {
         if (strcmp(value, method_names[i]) == 0) {
             settings->method = (enum knnattn_method)i;
@@ -87,7 +92,8 @@ static bool parse_method(struct knnattn_settings *settings, const char *value) {
     return false;
 }
 
-static bool parse_cpu(struct knnattn_settings *settings, const char *value) {
+static bool parse_cpu(struct knnattn_settings *settings, const char *value)
+{
     for (int cpu = 0; cpu < KNA_CPU_COUNT; cpu++) {
         if (kna_cpu_is_present(cpu) && strcmp(value, kna_cpu_name(cpu)) == 0) {
             settings->cpu = cpu;
@@ -98,7 +104,8 @@ static bool parse_cpu(struct knnattn_settings *settings, const char *value) {
 }
 
 /* A file that cannot be written is found now and not after hours of work. The temporary name is the one the report uses. */
-static bool parse_report(struct knnattn_settings *settings, const char *value) {
+static bool parse_report(struct knnattn_settings *settings, const char *value)
+{
     char path[KNNATTN_PATH_BYTES + NAME_BYTES];
 
     if (value[0] == '\0' || strlen(value) >= sizeof(settings->report)) {
@@ -115,57 +122,69 @@ static bool parse_report(struct knnattn_settings *settings, const char *value) {
     return true;
 }
 
-static bool parse_k(struct knnattn_settings *settings, const char *value) {
+static bool parse_k(struct knnattn_settings *settings, const char *value)
+{
     return parse_whole(value, 1, KNA_MAX_ROWS, &settings->k);
 }
 
-static bool parse_eps(struct knnattn_settings *settings, const char *value) {
+static bool parse_eps(struct knnattn_settings *settings, const char *value)
+{
     return parse_share(value, &settings->eps);
 }
 
-static bool parse_sinks(struct knnattn_settings *settings, const char *value) {
+static bool parse_sinks(struct knnattn_settings *settings, const char *value)
+{
     return parse_whole(value, 0, KNA_MAX_ROWS, &settings->sinks);
 }
 
-static bool parse_window(struct knnattn_settings *settings, const char *value) {
+static bool parse_window(struct knnattn_settings *settings, const char *value)
+{
     return parse_whole(value, 0, KNA_MAX_ROWS, &settings->window);
 }
 
-static bool parse_exact_below(struct knnattn_settings *settings, const char *value) {
+static bool parse_exact_below(struct knnattn_settings *settings, const char *value)
+{
     return parse_whole(value, 0, KNA_MAX_ROWS, &settings->exact_below);
 }
 
-static bool parse_audit(struct knnattn_settings *settings, const char *value) {
+static bool parse_audit(struct knnattn_settings *settings, const char *value)
+{
     return parse_share(value, &settings->audit);
 }
 
-static bool parse_threads(struct knnattn_settings *settings, const char *value) {
+static bool parse_threads(struct knnattn_settings *settings, const char *value)
+{
     return parse_int(value, KNA_MAX_THREADS, &settings->threads);
 }
 
-static bool parse_slot(struct knnattn_settings *settings, const char *value) {
+static bool parse_slot(struct knnattn_settings *settings, const char *value)
+{
     return parse_int(value, KNNATTN_SLOTS - 1, &settings->slot);
 }
 
-static bool parse_summary(struct knnattn_settings *settings, const char *value) {
+static bool parse_summary(struct knnattn_settings *settings, const char *value)
+{
     return parse_int(value, 1, &settings->summary);
 }
 
 /* ---- what is permitted, in words */
 
-static void append(char *text, size_t bytes, const char *separator, const char *word) {
+static void append(char *text, size_t bytes, const char *separator, const char *word)
+{
     size_t length = strlen(text);
 
     snprintf(text + length, bytes - length, "%s%s", length > 0 ? separator : "", word);
 }
 
-static void permit_method(char *text, size_t bytes) {
+static void permit_method(char *text, size_t bytes)
+{
     for (size_t i = 0; i < sizeof(method_names) / sizeof(method_names[0]); i++) {
         append(text, bytes, ", ", method_names[i]);
     }
 }
 
-static void permit_cpu(char *text, size_t bytes) {
+static void permit_cpu(char *text, size_t bytes)
+{
     for (int cpu = 0; cpu < KNA_CPU_COUNT; cpu++) {
         if (kna_cpu_is_present(cpu)) {
             append(text, bytes, ", ", kna_cpu_name(cpu));
@@ -174,31 +193,38 @@ static void permit_cpu(char *text, size_t bytes) {
     append(text, bytes, "", " (what this machine and this build have)");
 }
 
-static void permit_k(char *text, size_t bytes) {
+static void permit_k(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a whole number from 1 to %d", KNA_MAX_ROWS);
 }
 
-static void permit_rows(char *text, size_t bytes) {
+static void permit_rows(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a whole number from 0 to %d", KNA_MAX_ROWS);
 }
 
-static void permit_threads(char *text, size_t bytes) {
+static void permit_threads(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a whole number from 0 (as many as the program uses) to %d", KNA_MAX_THREADS);
 }
 
-static void permit_slot(char *text, size_t bytes) {
+static void permit_slot(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a whole number from 0 to %d", KNNATTN_SLOTS - 1);
 }
 
-static void permit_share(char *text, size_t bytes) {
+static void permit_share(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a number from 0 to 1");
 }
 
-static void permit_flag(char *text, size_t bytes) {
+static void permit_flag(char *text, size_t bytes)
+{
     snprintf(text, bytes, "0 or 1");
 }
 
-static void permit_report(char *text, size_t bytes) {
+static void permit_report(char *text, size_t bytes)
+{
     snprintf(text, bytes, "a file that can be written");
 }
 
@@ -221,14 +247,16 @@ static const struct setting settings_table[] = {
 /* ---- ways in */
 
 /* The name as the user writes it there: KNNATTN_K in the environment, k in a text. */
-static void shown_name(char shown[NAME_BYTES], const char *name, int place) {
+static void shown_name(char shown[NAME_BYTES], const char *name, int place)
+{
     snprintf(shown, NAME_BYTES, "%s%s", place == IN_ENVIRONMENT ? PREFIX : "", name);
     for (char *c = shown; place == IN_ENVIRONMENT && *c != '\0'; c++) {
         *c = (char)toupper((unsigned char)*c);
     }
 }
 
-static bool refuse_name(const char *name, int place, char message[KNNATTN_MESSAGE_BYTES]) {
+static bool refuse_name(const char *name, int place, char message[KNNATTN_MESSAGE_BYTES])
+{
     char known[KNNATTN_MESSAGE_BYTES] = "";
 
     for (size_t i = 0; i < SETTINGS; i++) {
@@ -243,7 +271,8 @@ static bool refuse_name(const char *name, int place, char message[KNNATTN_MESSAG
 }
 
 static bool apply(struct knnattn_settings *settings, const char *name, const char *value, int place,
-                  char message[KNNATTN_MESSAGE_BYTES]) {
+                  char message[KNNATTN_MESSAGE_BYTES])
+{
     for (size_t i = 0; i < SETTINGS; i++) {
         const struct setting *setting = &settings_table[i];
         char shown[NAME_BYTES];
@@ -263,7 +292,8 @@ static bool apply(struct knnattn_settings *settings, const char *name, const cha
     return refuse_name(name, place, message);
 }
 
-bool knnattn_settings_from_environment(struct knnattn_settings *settings, char message[KNNATTN_MESSAGE_BYTES]) {
+bool knnattn_settings_from_environment(struct knnattn_settings *settings, char message[KNNATTN_MESSAGE_BYTES])
+{
     *settings = (struct knnattn_settings){ .method = KNNATTN_KNN, .k = 128, .sinks = 4, .window = 64, .exact_below = 1024 };
     for (char **entry = environ; entry != NULL && *entry != NULL; entry++) {
         const char *equals = strchr(*entry, '=');
@@ -280,7 +310,8 @@ bool knnattn_settings_from_environment(struct knnattn_settings *settings, char m
 }
 
 /* Copies the text up to the next `stop` and returns what follows it, NULL at the end or when it does not fit. */
-static const char *cut(char *word, size_t bytes, const char *text, char stop) {
+static const char *cut(char *word, size_t bytes, const char *text, char stop)
+{
     const char *end = strchr(text, stop);
     size_t length = end != NULL ? (size_t)(end - text) : strlen(text);
 
@@ -293,7 +324,8 @@ static const char *cut(char *word, size_t bytes, const char *text, char stop) {
     return end != NULL ? end + 1 : NULL;
 }
 
-bool knnattn_settings_from_text(struct knnattn_settings *settings, const char *text, char message[KNNATTN_MESSAGE_BYTES]) {
+bool knnattn_settings_from_text(struct knnattn_settings *settings, const char *text, char message[KNNATTN_MESSAGE_BYTES])
+{
     struct knnattn_settings changed = *settings;
 
     for (const char *rest = text; rest != NULL && *rest != '\0';) {

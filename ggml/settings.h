@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define KNNATTN_MESSAGE_BYTES 512
-#define KNNATTN_PATH_BYTES 4096
+#define KNNATTN_PATH_BYTES    4096
 
 enum knnattn_method { KNNATTN_OFF, KNNATTN_EXACT, KNNATTN_TOPK, KNNATTN_KNN };
 

@@ -16,16 +16,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BINS 320
+#define BINS            320
 #define BINS_PER_OCTAVE 8
-#define BIN_OF_ONE 240 /* bin of the value 1: covers 2^-30 to 2^10 */
+#define BIN_OF_ONE      240 /* bin of the value 1: covers 2^-30 to 2^10 */
 
 struct sums {
     int64_t calls, calls_exact, rows, rows_exact, audited, rows_indexed, stale_events, stale_rows, fallbacks;
     double keys_seen, keys_full, time_s, index_s, audit_sum;
-    double touched;               /* sum of keys_touched * keys_seen */
-    double tail;                  /* sum of tail_mass * rows */
-    double error, error_rows;     /* sum of error_est * rows over the calls that estimated it, and those rows */
+    double touched;           /* sum of keys_touched * keys_seen */
+    double tail;              /* sum of tail_mass * rows */
+    double error, error_rows; /* sum of error_est * rows over the calls that estimated it, and those rows */
     double error_max;
     size_t index_bytes, scratch_bytes;
 };
@@ -39,11 +39,13 @@ struct slot {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct slot *slots[KNNATTN_SLOTS]; /* made at first use, kept to the end of the process */
 
-static size_t larger(size_t a, size_t b) {
+static size_t larger(size_t a, size_t b)
+{
     return a > b ? a : b;
 }
 
-static void sums_add(struct sums *to, const struct sums *from) {
+static void sums_add(struct sums *to, const struct sums *from)
+{
     to->calls += from->calls;
     to->calls_exact += from->calls_exact;
     to->rows += from->rows;
@@ -67,7 +69,8 @@ static void sums_add(struct sums *to, const struct sums *from) {
     to->scratch_bytes = larger(to->scratch_bytes, from->scratch_bytes);
 }
 
-static struct sums sums_of(const struct knnattn_done *done) {
+static struct sums sums_of(const struct knnattn_done *done)
+{
     const kna_report *report = done->report;
     double rows = (double)report->rows;
     struct sums sums = {
@@ -100,13 +103,15 @@ static struct sums sums_of(const struct knnattn_done *done) {
     return sums;
 }
 
-static int bin_of(double value) {
+static int bin_of(double value)
+{
     double bin = value > 0.0 ? floor(log2(value) * BINS_PER_OCTAVE) + BIN_OF_ONE : 0.0;
 
     return (int)fmin(fmax(bin, 0.0), BINS - 1);
 }
 
-static double p95_of(const double bins[BINS], double total) {
+static double p95_of(const double bins[BINS], double total)
+{
     double below = 0.0;
 
     for (int i = 0; i < BINS; i++) {
@@ -118,7 +123,8 @@ static double p95_of(const double bins[BINS], double total) {
     return exp2((BINS - BIN_OF_ONE) / (double)BINS_PER_OCTAVE);
 }
 
-void knnattn_totals_add(const struct knnattn_done *done) {
+void knnattn_totals_add(const struct knnattn_done *done)
+{
     struct sums sums = sums_of(done);
     int layer = done->layer < 0 ? 0 : done->layer < KNNATTN_LAYERS ? done->layer + 1 : KNNATTN_LAYERS;
 
@@ -139,7 +145,8 @@ void knnattn_totals_add(const struct knnattn_done *done) {
     pthread_mutex_unlock(&lock);
 }
 
-static void report_of(struct knnattn_report *report, const struct sums *sums, const double p95[BINS]) {
+static void report_of(struct knnattn_report *report, const struct sums *sums, const double p95[BINS])
+{
     report->size = sizeof(*report);
     report->calls = sums->calls;
     report->calls_exact = sums->calls_exact;
@@ -164,7 +171,8 @@ static void report_of(struct knnattn_report *report, const struct sums *sums, co
     report->fallbacks = sums->fallbacks;
 }
 
-void knnattn_totals_get(int slot, struct knnattn_report *report) {
+void knnattn_totals_get(int slot, struct knnattn_report *report)
+{
     static const struct sums nothing;
     struct knnattn_report whole;
     size_t size = report->size < sizeof(whole) ? report->size : sizeof(whole);
@@ -177,7 +185,8 @@ void knnattn_totals_get(int slot, struct knnattn_report *report) {
     memcpy(report, &whole, size);
 }
 
-void knnattn_totals_reset(int slot) {
+void knnattn_totals_reset(int slot)
+{
     pthread_mutex_lock(&lock);
     if (slot >= 0 && slot < KNNATTN_SLOTS && slots[slot] != NULL) {
         memset(slots[slot], 0, sizeof(*slots[slot]));
@@ -188,7 +197,8 @@ void knnattn_totals_reset(int slot) {
 /* ---- the report file */
 
 /* All slots in one, NULL when there is no memory for it. The caller frees it. */
-static struct slot *everything(void) {
+static struct slot *everything(void)
+{
     struct slot *sum = calloc(1, sizeof(*sum));
 
     pthread_mutex_lock(&lock);
@@ -209,7 +219,8 @@ static struct slot *everything(void) {
 }
 
 /* A figure that was not measured is null, never a number that looks like one. */
-static void add_number(cJSON *object, const char *name, double value) {
+static void add_number(cJSON *object, const char *name, double value)
+{
     if (value < 0.0) {
         cJSON_AddNullToObject(object, name);
     } else {
@@ -217,7 +228,8 @@ static void add_number(cJSON *object, const char *name, double value) {
     }
 }
 
-static void add_sums(cJSON *object, const struct sums *sums, const double p95[BINS]) {
+static void add_sums(cJSON *object, const struct sums *sums, const double p95[BINS])
+{
     struct knnattn_report report;
 
     report_of(&report, sums, p95);
@@ -246,7 +258,8 @@ static void add_sums(cJSON *object, const struct sums *sums, const double p95[BI
     add_number(object, "fallbacks", (double)report.fallbacks);
 }
 
-static void add_settings(cJSON *object, const struct knnattn_settings *settings) {
+static void add_settings(cJSON *object, const struct knnattn_settings *settings)
+{
     cJSON_AddStringToObject(object, "method", knnattn_method_text(settings->method));
     add_number(object, "k", (double)settings->k);
     add_number(object, "eps", (double)settings->eps);
@@ -258,7 +271,8 @@ static void add_settings(cJSON *object, const struct knnattn_settings *settings)
     add_number(object, "threads", (double)settings->threads);
 }
 
-static void add_layers(cJSON *list, const struct slot *sum) {
+static void add_layers(cJSON *list, const struct slot *sum)
+{
     for (int layer = 0; layer <= KNNATTN_LAYERS; layer++) {
         if (sum->layers[layer].calls == 0) {
             continue;
@@ -275,7 +289,8 @@ static void add_layers(cJSON *list, const struct slot *sum) {
 }
 
 /* The report as text, NULL when memory is short. The caller frees it. */
-static char *report_text(const struct knnattn_settings *settings) {
+static char *report_text(const struct knnattn_settings *settings)
+{
     struct slot *sum = everything();
     cJSON *root = cJSON_CreateObject();
     char *text = NULL;
@@ -293,7 +308,8 @@ static char *report_text(const struct knnattn_settings *settings) {
     return text;
 }
 
-static bool write_file(const char *path, const char *text) {
+static bool write_file(const char *path, const char *text)
+{
     FILE *file = fopen(path, "w");
 
     if (file == NULL) {
@@ -303,7 +319,8 @@ static bool write_file(const char *path, const char *text) {
     return fclose(file) == 0 && written;
 }
 
-void knnattn_totals_write(const struct knnattn_settings *settings) {
+void knnattn_totals_write(const struct knnattn_settings *settings)
+{
     char path[KNNATTN_PATH_BYTES + 32];
 
     if (settings->report[0] == '\0') {
@@ -318,7 +335,8 @@ void knnattn_totals_write(const struct knnattn_settings *settings) {
     cJSON_free(text);
 }
 
-void knnattn_totals_summary(const struct knnattn_settings *settings) {
+void knnattn_totals_summary(const struct knnattn_settings *settings)
+{
     struct slot *sum = everything();
     struct knnattn_report report;
 

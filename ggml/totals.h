@@ -19,14 +19,14 @@ struct knnattn_done {
     int slot;
     int layer;
     const kna_report *report;
-    bool exact;          /* every key was asked for */
-    bool fallback;       /* because memory for the index was short */
-    double index_s;      /* spent on the index before the call */
+    bool exact;     /* every key was asked for */
+    bool fallback;  /* because memory for the index was short */
+    double index_s; /* spent on the index before the call */
     int64_t rows_indexed;
     int64_t stale_events;
     int64_t stale_rows;
-    size_t layer_bytes;  /* of the index used */
-    size_t index_bytes;  /* of all indexes of this context */
+    size_t layer_bytes; /* of the index used */
+    size_t index_bytes; /* of all indexes of this context */
 };
 
 void knnattn_totals_add(const struct knnattn_done *done);

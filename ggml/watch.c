@@ -17,7 +17,8 @@
 static struct ggml_backend_buffer_i plain; /* of ggml's CPU buffers; all NULL when none could be made */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void learn_plain(void) {
+static void learn_plain(void)
+{
     ggml_backend_buffer_t sample = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 64);
 
     if (sample != NULL) {
@@ -26,27 +27,32 @@ static void learn_plain(void) {
     }
 }
 
-static void watched_memset(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor, uint8_t value, size_t offset, size_t size) {
+static void watched_memset(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor, uint8_t value, size_t offset, size_t size)
+{
     knnattn_touch((const char *)tensor->data + offset, size);
     plain.memset_tensor(buffer, tensor, value, offset, size);
 }
 
-static void watched_set(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor, const void *data, size_t offset, size_t size) {
+static void watched_set(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor, const void *data, size_t offset, size_t size)
+{
     knnattn_touch((const char *)tensor->data + offset, size);
     plain.set_tensor(buffer, tensor, data, offset, size);
 }
 
-static bool watched_copy(ggml_backend_buffer_t buffer, const struct ggml_tensor *src, struct ggml_tensor *dst) {
+static bool watched_copy(ggml_backend_buffer_t buffer, const struct ggml_tensor *src, struct ggml_tensor *dst)
+{
     knnattn_touch(dst->data, ggml_nbytes(dst));
     return plain.cpy_tensor(buffer, src, dst);
 }
 
-static void watched_clear(ggml_backend_buffer_t buffer, uint8_t value) {
+static void watched_clear(ggml_backend_buffer_t buffer, uint8_t value)
+{
     knnattn_touch(ggml_backend_buffer_get_base(buffer), buffer->size);
     plain.clear(buffer, value);
 }
 
-void knnattn_watch(ggml_backend_buffer_t buffer) {
+void knnattn_watch(ggml_backend_buffer_t buffer)
+{
     pthread_once(&once, learn_plain);
     if (buffer == NULL || plain.set_tensor == NULL) {
         return;
