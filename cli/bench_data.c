@@ -88,7 +88,8 @@ int bench_layer_new(kna_context *context, bench_layer *layer, const bench_shape 
     if (!layer->q) return cli_fail("out of memory: %lld queries", (long long)shape->m);
     layer->q_rows = (kna_rows){ layer->q, KNA_F32, shape->h, shape->m, shape->d, 0, 0, NULL };
     for (int64_t head = 0; head < shape->h; head++)
-        for (int64_t query = 0; query < shape->m; query++) fill_query(layer->q + (head * shape->m + query) * shape->d, &m, head, query);
+        for (int64_t query = 0; query < shape->m; query++)
+            fill_query(layer->q + (head * shape->m + query) * shape->d, &m, head, query);
     int code = fill(context, &layer->k, &m, KEY, KEY_TOPIC);
     if (code == CLI_OK) code = fill(context, &layer->v, &m, VALUE, VALUE_TOPIC);
     if (code != CLI_OK) bench_layer_free(layer);

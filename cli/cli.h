@@ -11,7 +11,7 @@
  * Messages go to standard error, one line each, "kna: what is wrong: found, and the limit". Standard output carries answers only.
  * A command never calls exit(): files under construction (cli_output) are abandoned by main when the command returns not 0.
  *
- *   1. Commands      2. Options      3. Common options      4. Messages      5. Progress      6. Output files      7. JSON      8. Time
+ *   1. Commands   2. Options   3. Common options   4. Messages   5. Progress   6. Output files   7. JSON   8. Time
  */
 #ifndef KNA_CLI_H
 #define KNA_CLI_H
@@ -24,15 +24,15 @@
 
 #include "kna.h"
 
-#define CLI_OK 0
-#define CLI_FAILED 1
+#define CLI_OK      0
+#define CLI_FAILED  1
 #define CLI_REFUSED 2
-#define CLI_GO_ON (-1) /* no exit code: cli_parse() found nothing that ends the command */
+#define CLI_GO_ON   (-1) /* no exit code: cli_parse() found nothing that ends the command */
 
 #if defined(__GNUC__)
-#define CLI_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
+#    define CLI_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
 #else
-#define CLI_PRINTF(format_at, first_at)
+#    define CLI_PRINTF(format_at, first_at)
 #endif
 
 /* ------------------------------------------------------------------ 1. Commands */
@@ -73,8 +73,8 @@ typedef struct cli_list {
 
 /* One option of a table; the table ends with name NULL. Values already in place before parsing are the defaults. */
 typedef struct cli_option {
-    const char *name;           /* "k-near" for --k-near */
-    char letter;                /* 'k' for -k as well; 0: none */
+    const char *name; /* "k-near" for --k-near */
+    char letter;      /* 'k' for -k as well; 0: none */
     cli_kind kind;
     size_t offset;              /* of the value in the group's struct, offsetof() */
     double low, high;           /* limits, both allowed; integers must be within +-2^53 */
@@ -92,9 +92,9 @@ typedef struct cli_group {
 
 /* What --help prints besides the options. */
 typedef struct cli_usage {
-    const char *name;      /* "attend", "bench decode" */
-    const char *synopsis;  /* "--q q.npy --k k.npy ..." */
-    const char *text;      /* paragraphs, wrapped by hand at 80 columns, ending in a newline; NULL: none */
+    const char *name;     /* "attend", "bench decode" */
+    const char *synopsis; /* "--q q.npy --k k.npy ..." */
+    const char *text;     /* paragraphs, wrapped by hand at 80 columns, ending in a newline; NULL: none */
 } cli_usage;
 
 /*
@@ -116,7 +116,10 @@ typedef struct cli_machine {
     int64_t threads; /* 0: all processors */
     int cpu;         /* a kna_cpu */
 } cli_machine;
-#define CLI_MACHINE { 0, KNA_CPU_BEST }
+#define CLI_MACHINE     \
+    {                   \
+        0, KNA_CPU_BEST \
+    }
 extern const cli_option cli_machine_options[];
 
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
@@ -124,7 +127,7 @@ int cli_context(kna_context **context, const cli_machine *machine);
 
 /* --method, --k-near, --near-sinks, --near-window, --eps, --audit, --seed */
 typedef struct cli_method {
-    int method;          /* a kna_method */
+    int method; /* a kna_method */
     int64_t k_near;
     int64_t near_sinks;  /* here 0 means none, unlike in kna.h */
     int64_t near_window; /* here 0 means none, unlike in kna.h */
@@ -132,7 +135,10 @@ typedef struct cli_method {
     double audit;
     uint64_t seed;
 } cli_method;
-#define CLI_METHOD { KNA_EXACT, 128, 4, 64, 0.0, 0.0, 0 }
+#define CLI_METHOD                         \
+    {                                      \
+        KNA_EXACT, 128, 4, 64, 0.0, 0.0, 0 \
+    }
 extern const cli_option cli_method_options[];
 
 /* cli_method_names - "exact", "topk", "knn", NULL: for tables of a command's own, such as a --compare. */
@@ -157,11 +163,12 @@ int cli_status(const kna_context *context, int status);
 /* ------------------------------------------------------------------ 5. Progress */
 
 /*
- * One line on standard error, drawn by a thread of its own from one second after the start on, and wiped at the end. Nothing at all
- * if standard error is no terminal. One at a time; starting a second ends the first. Without a known share the elapsed time is shown.
+ * One line on standard error, drawn by a thread of its own from one second after the start on, and wiped at the end. Nothing at
+ * all if standard error is no terminal. One at a time; starting a second ends the first. Without a known share the elapsed time
+ * is shown.
  */
-void cli_progress_start(const char *label);  /* label: borrowed until the end */
-void cli_progress_share(double share);       /* 0..1; negative: unknown. From any thread, cheap */
+void cli_progress_start(const char *label); /* label: borrowed until the end */
+void cli_progress_share(double share);      /* 0..1; negative: unknown. From any thread, cheap */
 void cli_progress_end(void);
 
 /* ------------------------------------------------------------------ 6. Output files */
@@ -201,7 +208,7 @@ int cli_json_print(FILE *to, cJSON *root);
 
 /* ------------------------------------------------------------------ 8. Time */
 
-double cli_now_s(void);                         /* monotonic */
-double cli_median(double *values, int count);   /* sorts values in place; of an even count the mean of the middle two */
+double cli_now_s(void);                       /* monotonic */
+double cli_median(double *values, int count); /* sorts values in place; of an even count the mean of the middle two */
 
 #endif /* KNA_CLI_H */

@@ -29,19 +29,18 @@ typedef struct request {
 
 static const char *const kv_types[] = { "as-given", "f32", "f16", "bf16", "i8", "q8_0", NULL }; /* position - 1: a kna_type */
 
-#define AT(member) offsetof(request, member)
-#define FILE_OPTION(name, member, argument, help) { name, 0, CLI_TEXT, AT(member), 0, 0, NULL, argument, help }
-#define END { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL }
+#define AT(member)      offsetof(request, member)
+#define FILE_AT(member) 0, CLI_TEXT, offsetof(request, member), 0, 0, NULL
 
 static const cli_option file_options[] = {
-    FILE_OPTION("q", q, "q.npy", "queries (h,m,d), float32 or float16"),
-    FILE_OPTION("k", k, "k.npy", "keys (h_kv,n,d), h a multiple of h_kv"),
-    FILE_OPTION("v", v, "v.npy", "values (h_kv,n,dv)"),
-    FILE_OPTION("out", out, "o.npy", "output (h,m,dv), float32; - is standard output"),
-    FILE_OPTION("lse", lse, "lse.npy", "log-sum-exp of the logits (h,m), float32"),
-    FILE_OPTION("report", report, "r.json", "what the call did, as JSON"),
+    { "q", FILE_AT(q), "q.npy", "queries (h,m,d), float32 or float16" },
+    { "k", FILE_AT(k), "k.npy", "keys (h_kv,n,d), h a multiple of h_kv" },
+    { "v", FILE_AT(v), "v.npy", "values (h_kv,n,dv)" },
+    { "out", FILE_AT(out), "o.npy", "output (h,m,dv), float32; - is standard output" },
+    { "lse", FILE_AT(lse), "lse.npy", "log-sum-exp of the logits (h,m), float32" },
+    { "report", FILE_AT(report), "r.json", "what the call did, as JSON" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print the report on standard output" },
-    END,
+    { .name = NULL },
 };
 
 static const cli_option meaning_options[] = {
@@ -51,11 +50,11 @@ static const cli_option meaning_options[] = {
       "moves the position p of every query (default 0)" },
     { "window", 0, CLI_INT, AT(window), 1, KNA_MAX_ROWS, NULL, "N", "query i sees keys after p - N only (default: all)" },
     { "softcap", 0, CLI_REAL, AT(softcap), 1e-30, 1e30, NULL, "C", "logit = C * tanh(logit / C) (default: none)" },
-    FILE_OPTION("mask", mask, "mask.npy", "added to the logits, (m,n) or (h,m,n); -inf forbids"),
-    FILE_OPTION("slopes", slopes, "s.npy", "ALiBi, (h): slope * (j - p) is added; with --mask, the mask times slope"),
-    FILE_OPTION("sinks", sinks, "s.npy", "(h): logit of one further key per head whose value is 0"),
-    { "kv-type", 0, CLI_CHOICE, AT(kv_type), 0, 0, kv_types, "TYPE", "convert keys and values first: f32, f16, bf16, i8 or q8_0" },
-    END,
+    { "mask", FILE_AT(mask), "mask.npy", "added to the logits, (m,n) or (h,m,n); -inf forbids" },
+    { "slopes", FILE_AT(slopes), "s.npy", "ALiBi, (h): slope * (j - p) is added; with --mask, the mask times slope" },
+    { "sinks", FILE_AT(sinks), "s.npy", "(h): logit of one further key per head whose value is 0" },
+    { "kv-type", 0, CLI_CHOICE, AT(kv_type), 0, 0, kv_types, "TYPE", "convert keys and values first, to f32, f16, bf16, i8 or q8_0" },
+    { .name = NULL },
 };
 
 static const cli_usage usage = {
@@ -167,8 +166,8 @@ static int check_qkv(const operands *o)
     if (code == CLI_OK) code = check_equal(&o->v, 1, "n", &o->k, 1);
     if (code == CLI_OK) code = check_range(&o->v, 2, "dv", 1, KNA_MAX_DIM);
     if (code != CLI_OK || o->q.shape[0] % o->k.shape[0] == 0) return code;
-    return cli_refuse("%s: h = %" PRId64 " is not a multiple of h_kv = %" PRId64 " of %s", o->q.path, o->q.shape[0],
-                      o->k.shape[0], o->k.path);
+    return cli_refuse("%s: h = %" PRId64 " is not a multiple of h_kv = %" PRId64 " of %s", o->q.path, o->q.shape[0], o->k.shape[0],
+                      o->k.path);
 }
 
 static int check_mask(const operands *o)

@@ -11,7 +11,7 @@ const cli_option cli_machine_options[] = {
     { "threads", 0, CLI_INT, offsetof(cli_machine, threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
     { "cpu", 0, CLI_CHOICE, offsetof(cli_machine, cpu), 0, 0, cpu_names, "LEVEL",
       "best, ref, avx2, avx512, avx512vnni or neon (default best)" },
-    { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL },
+    { .name = NULL },
 };
 
 const cli_option cli_method_options[] = {
@@ -27,7 +27,7 @@ const cli_option cli_method_options[] = {
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "share of rows also computed exactly, for the report (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: which rows are audited (default 0)" },
-    { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL },
+    { .name = NULL },
 };
 
 int cli_context(kna_context **context, const cli_machine *machine)

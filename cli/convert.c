@@ -13,7 +13,7 @@
 #include "cli.h"
 
 #define Q8_0_NUMBERS 32
-#define Q8_0_BYTES 34
+#define Q8_0_BYTES   34
 
 static uint32_t float_bits(float x)
 {
@@ -72,7 +72,9 @@ void convert_load(float *to, const kna_rows *rows, int64_t row)
     const char *from = (const char *)rows->data + (size_t)row * kna_type_row_bytes(rows->type, d);
     const uint16_t *halves = (const uint16_t *)(const void *)from;
     switch (rows->type) {
-    case KNA_F32: memcpy(to, from, (size_t)d * sizeof *to); break;
+    case KNA_F32:
+        memcpy(to, from, (size_t)d * sizeof *to);
+        break;
     case KNA_F16:
         for (int64_t i = 0; i < d; i++) to[i] = half_to_float(halves[i]);
         break;
@@ -85,7 +87,8 @@ void convert_load(float *to, const kna_rows *rows, int64_t row)
     case KNA_Q8_0:
         for (int64_t i = 0; i < d / Q8_0_NUMBERS; i++) load_q8_0(to + i * Q8_0_NUMBERS, (const uint8_t *)from + i * Q8_0_BYTES);
         break;
-    default: break;
+    default:
+        break;
     }
 }
 
@@ -103,7 +106,9 @@ static void store_q8_0(uint8_t *to, const float *x)
 static void store_row(void *to, const float *x, int type, int64_t d)
 {
     switch (type) {
-    case KNA_F32: memcpy(to, x, (size_t)d * sizeof *x); break;
+    case KNA_F32:
+        memcpy(to, x, (size_t)d * sizeof *x);
+        break;
     case KNA_F16:
         for (int64_t i = 0; i < d; i++) ((uint16_t *)to)[i] = float_to_half(x[i]);
         break;
@@ -113,7 +118,8 @@ static void store_row(void *to, const float *x, int type, int64_t d)
     case KNA_Q8_0:
         for (int64_t i = 0; i < d / Q8_0_NUMBERS; i++) store_q8_0((uint8_t *)to + i * Q8_0_BYTES, x + i * Q8_0_NUMBERS);
         break;
-    default: break;
+    default:
+        break;
     }
 }
 

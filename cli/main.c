@@ -14,9 +14,9 @@
 /* ------------------------------------------------------------------ commands that need llama.cpp */
 
 #ifdef KNA_HAVE_LLAMA
-#define BUILT_WITH_LLAMA 1
+#    define BUILT_WITH_LLAMA 1
 #else
-#define BUILT_WITH_LLAMA 0
+#    define BUILT_WITH_LLAMA 0
 
 static int refuse_without_llama(const char *name)
 {

@@ -1,8 +1,8 @@
 /*
  * npy.c - reading and writing .npy, after NumPy's own description (numpy.lib.format).
  *
- * A file is: 6 bytes magic, 2 bytes version, the header's length (2 bytes little-endian in 1.0, 4 in 2.0), the header, the data. The
- * header is the text of a Python dict with exactly the keys descr, fortran_order and shape, followed by blanks.
+ * A file is: 6 bytes magic, 2 bytes version, the header's length (2 bytes little-endian in 1.0, 4 in 2.0), the header, the data.
+ * The header is the text of a Python dict with exactly the keys descr, fortran_order and shape, followed by blanks.
  * Invariant: nothing is allocated from a size in the file before that size was compared with the file's length, where it has one.
  */
 #define _GNU_SOURCE
@@ -17,7 +17,7 @@
 
 #include "cli.h"
 
-#define MAGIC_BYTES 6
+#define MAGIC_BYTES      6
 #define HEADER_MAX_BYTES 65536 /* NumPy writes 118 */
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are read and written as they lie in memory");
@@ -107,8 +107,10 @@ static int parse_shape(header *h)
 
 static int parse_order(header *h)
 {
-    if (take_word(h, "True")) h->fortran = 1;
-    else if (!take_word(h, "False")) return malformed(h, "fortran_order is neither True nor False");
+    if (take_word(h, "True"))
+        h->fortran = 1;
+    else if (!take_word(h, "False"))
+        return malformed(h, "fortran_order is neither True nor False");
     return CLI_OK;
 }
 
@@ -150,10 +152,14 @@ static int parse_header(header *h)
 static int check_type(const header *h, const npy_want *want)
 {
     const char *needed = want->takes_f16 ? "'<f4' (float32) or '<f2' (float16)" : "'<f4' (float32)";
-    if (strcmp(h->descr, "<f4") == 0) h->array->type = KNA_F32;
-    else if (strcmp(h->descr, "<f2") == 0 && want->takes_f16) h->array->type = KNA_F16;
-    else if (h->descr[0] == '>') return cli_refuse("%s: big-endian numbers ('%s'); %s is needed", h->path, h->descr, needed);
-    else return cli_refuse("%s: numbers of type '%s'; %s is needed", h->path, h->descr, needed);
+    if (strcmp(h->descr, "<f4") == 0)
+        h->array->type = KNA_F32;
+    else if (strcmp(h->descr, "<f2") == 0 && want->takes_f16)
+        h->array->type = KNA_F16;
+    else if (h->descr[0] == '>')
+        return cli_refuse("%s: big-endian numbers ('%s'); %s is needed", h->path, h->descr, needed);
+    else
+        return cli_refuse("%s: numbers of type '%s'; %s is needed", h->path, h->descr, needed);
     return CLI_OK;
 }
 
@@ -291,7 +297,8 @@ void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
         array.shape[i] = shape[i];
         count *= (size_t)shape[i];
     }
-    const int length = snprintf(dict, sizeof dict, "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }", npy_shape(text, &array));
+    const int length =
+        snprintf(dict, sizeof dict, "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }", npy_shape(text, &array));
     const int unpadded = MAGIC_BYTES + 4 + length + 1;
     const int padding = (64 - unpadded % 64) % 64; /* the data start at a multiple of 64 */
     const int bytes = length + padding + 1;

@@ -13,11 +13,11 @@
 #define NPY_RANK_MAX 8
 
 typedef struct npy_array {
-    const char *path;              /* as given to npy_read(), for messages */
-    int type;                      /* KNA_F32 or KNA_F16 */
+    const char *path; /* as given to npy_read(), for messages */
+    int type;         /* KNA_F32 or KNA_F16 */
     int rank;
-    int64_t shape[NPY_RANK_MAX];   /* each >= 0 */
-    void *data;                    /* owned; NULL while nothing is read */
+    int64_t shape[NPY_RANK_MAX]; /* each >= 0 */
+    void *data;                  /* owned; NULL while nothing is read */
     size_t data_bytes;
 } npy_array;
 

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #define HELP_COLUMN 26
-#define FIRST_LONG 256 /* getopt's number of the first table row; above every letter */
+#define FIRST_LONG  256 /* getopt's number of the first table row; above every letter */
 
 /* ------------------------------------------------------------------ values */
 
@@ -90,8 +90,7 @@ static int set_list(const cli_option *option, const char *text, cli_list *list)
     for (const char *at = text;; at++) {
         char item[32];
         const size_t length = strcspn(at, ",");
-        if (found.count == CLI_LIST_MAX)
-            return cli_refuse("--%s: '%s' has more than %d numbers", option->name, text, CLI_LIST_MAX);
+        if (found.count == CLI_LIST_MAX) return cli_refuse("--%s: '%s' has more than %d numbers", option->name, text, CLI_LIST_MAX);
         snprintf(item, sizeof item, "%.*s", length < sizeof item ? (int)length : (int)sizeof item - 1, at);
         const int code = set_int(option, item, &found.values[found.count++]);
         if (code != CLI_GO_ON) return code;
@@ -113,13 +112,21 @@ static int set_value(const cli_option *option, void *values, const char *text)
 {
     void *value = (char *)values + option->offset;
     switch (option->kind) {
-    case CLI_FLAG: *(int *)value = 1; return CLI_GO_ON;
-    case CLI_INT: return set_int(option, text, value);
-    case CLI_REAL: return set_real(option, text, value);
-    case CLI_TEXT: return set_text(option, text, value);
-    case CLI_CHOICE: return set_choice(option, text, value);
-    case CLI_SEED: return set_seed(option, text, value);
-    case CLI_LIST: return set_list(option, text, value);
+    case CLI_FLAG:
+        *(int *)value = 1;
+        return CLI_GO_ON;
+    case CLI_INT:
+        return set_int(option, text, value);
+    case CLI_REAL:
+        return set_real(option, text, value);
+    case CLI_TEXT:
+        return set_text(option, text, value);
+    case CLI_CHOICE:
+        return set_choice(option, text, value);
+    case CLI_SEED:
+        return set_seed(option, text, value);
+    case CLI_LIST:
+        return set_list(option, text, value);
     }
     return CLI_REFUSED;
 }
@@ -213,9 +220,9 @@ static int table_find(const table *t, int number)
 static int refuse_option(const cli_usage *usage, const table *t, char **argv, int why)
 {
     const int row = table_find(t, optopt);
-    if (row >= 0 && why == ':') return cli_refuse("--%s: a value is missing (%s)", t->options[row]->name, t->options[row]->argument);
-    if (row >= 0 || optopt == 'h')
-        return cli_refuse("--%s: takes no value", row >= 0 ? t->options[row]->name : "help");
+    if (row >= 0 && why == ':')
+        return cli_refuse("--%s: a value is missing (%s)", t->options[row]->name, t->options[row]->argument);
+    if (row >= 0 || optopt == 'h') return cli_refuse("--%s: takes no value", row >= 0 ? t->options[row]->name : "help");
     if (optopt) return cli_refuse("unknown option '-%c', see 'kna %s --help'", optopt, usage->name);
     return cli_refuse("unknown or ambiguous option '%s', see 'kna %s --help'", argv[optind - 1], usage->name);
 }
@@ -242,8 +249,10 @@ int cli_parse(const cli_usage *usage, const cli_group *groups, int argc, char **
     if (code == CLI_GO_ON) code = parse(usage, groups, &t, argc, argv);
     table_free(&t);
     if (code != CLI_GO_ON) return code;
-    if (rest) *rest = optind;
-    else if (optind < argc) return cli_refuse("unexpected '%s', see 'kna %s --help'", argv[optind], usage->name);
+    if (rest)
+        *rest = optind;
+    else if (optind < argc)
+        return cli_refuse("unexpected '%s', see 'kna %s --help'", argv[optind], usage->name);
     return CLI_GO_ON;
 }
 

@@ -5,10 +5,10 @@
 #define KNA_CLI_PARALLEL_H
 
 #ifdef _OPENMP
-#define KNA_PRAGMA(text) _Pragma(#text)
-#define PARALLEL_FOR(threads) KNA_PRAGMA(omp parallel for num_threads(threads) schedule(static))
+#    define KNA_PRAGMA(text) _Pragma(#    text)
+#    define PARALLEL_FOR(threads) KNA_PRAGMA(omp parallel for num_threads(threads) schedule(static))
 #else
-#define PARALLEL_FOR(threads)
+#    define PARALLEL_FOR(threads)
 #endif
 
 #endif /* KNA_CLI_PARALLEL_H */

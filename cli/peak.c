@@ -16,13 +16,13 @@
 #include "parallel.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#    include <immintrin.h>
 #elif defined(__aarch64__)
-#include <arm_neon.h>
+#    include <arm_neon.h>
 #endif
 
-#define MIB ((size_t)1 << 20)
-#define SUMS 12
+#define MIB   ((size_t)1 << 20)
+#define SUMS  12
 #define FMA_S 0.03 /* length of one measurement */
 
 /* ------------------------------------------------------------------ copy */
@@ -90,40 +90,40 @@ double peak_copy_rate(const peak_copy *copy, int threads)
 static volatile float sink;
 
 /* A loop: `steps` times SUMS multiply-adds of LANES numbers. */
-#define FMA_LOOP(name, target, vector, lanes, set, fma, first)                              \
-    target static void name(int64_t steps)                                                  \
-    {                                                                                       \
-        const vector a = set(0.999f);                                                       \
-        const vector b = set(0.001f);                                                       \
-        vector sums[SUMS];                                                                  \
-        for (int i = 0; i < SUMS; i++) sums[i] = set((float)i);                             \
-        for (int64_t step = 0; step < steps; step++) {                                      \
-            sums[0] = fma(sums[0], a, b), sums[1] = fma(sums[1], a, b);                     \
-            sums[2] = fma(sums[2], a, b), sums[3] = fma(sums[3], a, b);                     \
-            sums[4] = fma(sums[4], a, b), sums[5] = fma(sums[5], a, b);                     \
-            sums[6] = fma(sums[6], a, b), sums[7] = fma(sums[7], a, b);                     \
-            sums[8] = fma(sums[8], a, b), sums[9] = fma(sums[9], a, b);                     \
-            sums[10] = fma(sums[10], a, b), sums[11] = fma(sums[11], a, b);                 \
-        }                                                                                   \
-        float total = 0;                                                                    \
-        for (int i = 0; i < SUMS; i++) total += first(sums[i]);                             \
-        sink = total;                                                                       \
-    }                                                                                       \
+#define FMA_LOOP(name, target, vector, lanes, set, fma, first)              \
+    target static void name(int64_t steps)                                  \
+    {                                                                       \
+        const vector a = set(0.999f);                                       \
+        const vector b = set(0.001f);                                       \
+        vector sums[SUMS];                                                  \
+        for (int i = 0; i < SUMS; i++) sums[i] = set((float)i);             \
+        for (int64_t step = 0; step < steps; step++) {                      \
+            sums[0] = fma(sums[0], a, b), sums[1] = fma(sums[1], a, b);     \
+            sums[2] = fma(sums[2], a, b), sums[3] = fma(sums[3], a, b);     \
+            sums[4] = fma(sums[4], a, b), sums[5] = fma(sums[5], a, b);     \
+            sums[6] = fma(sums[6], a, b), sums[7] = fma(sums[7], a, b);     \
+            sums[8] = fma(sums[8], a, b), sums[9] = fma(sums[9], a, b);     \
+            sums[10] = fma(sums[10], a, b), sums[11] = fma(sums[11], a, b); \
+        }                                                                   \
+        float total = 0;                                                    \
+        for (int i = 0; i < SUMS; i++) total += first(sums[i]);             \
+        sink = total;                                                       \
+    }                                                                       \
     enum { name##_lanes = lanes };
 
 #define PLAIN
-#define PLAIN_SET(x) (x)
+#define PLAIN_SET(x)         (x)
 #define PLAIN_FMA(sum, x, y) ((sum) * (x) + (y))
 FMA_LOOP(fma_plain, PLAIN, float, 1, PLAIN_SET, PLAIN_FMA, PLAIN_SET)
 
 #if defined(__x86_64__)
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f")))
+#    define AVX2   __attribute__((target("avx2,fma")))
+#    define AVX512 __attribute__((target("avx512f")))
 FMA_LOOP(fma_avx2, AVX2, __m256, 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_cvtss_f32)
 FMA_LOOP(fma_avx512, AVX512, __m512, 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_cvtss_f32)
 #elif defined(__aarch64__)
-#define NEON_FMA(sum, x, y) vfmaq_f32(y, sum, x)
-#define NEON_FIRST(x) vgetq_lane_f32(x, 0)
+#    define NEON_FMA(sum, x, y) vfmaq_f32(y, sum, x)
+#    define NEON_FIRST(x)       vgetq_lane_f32(x, 0)
 FMA_LOOP(fma_neon, PLAIN, float32x4_t, 4, vdupq_n_f32, NEON_FMA, NEON_FIRST)
 #endif
 
@@ -136,13 +136,17 @@ static loop loop_for(int cpu)
 {
     switch (cpu) {
 #if defined(__x86_64__)
-    case KNA_CPU_AVX2: return (loop){ fma_avx2, fma_avx2_lanes };
+    case KNA_CPU_AVX2:
+        return (loop){ fma_avx2, fma_avx2_lanes };
     case KNA_CPU_AVX512:
-    case KNA_CPU_AVX512VNNI: return (loop){ fma_avx512, fma_avx512_lanes };
+    case KNA_CPU_AVX512VNNI:
+        return (loop){ fma_avx512, fma_avx512_lanes };
 #elif defined(__aarch64__)
-    case KNA_CPU_NEON: return (loop){ fma_neon, fma_neon_lanes };
+    case KNA_CPU_NEON:
+        return (loop){ fma_neon, fma_neon_lanes };
 #endif
-    default: return (loop){ fma_plain, fma_plain_lanes };
+    default:
+        return (loop){ fma_plain, fma_plain_lanes };
     }
 }
 

@@ -11,9 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define FIRST_S 1.0
+#define FIRST_S  1.0
 #define REDRAW_S 0.2
-#define BAR 24
+#define BAR      24
 
 static struct {
     pthread_mutex_t lock;
