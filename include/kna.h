@@ -252,7 +252,7 @@ KNA_API const char *kna_method_name(int method);
  * Options of kna_attend(). KNA_ATTEND_OPTIONS sets `size`; every other field may stay zero, its default.
  *
  * The position of query i is p = i + (n - m) + causal_shift: the last query stands on the last key. It matters to causal,
- * window, slopes without a mask, and near_window.
+ * window, and slopes without a mask.
  */
 typedef struct kna_attend_options {
     size_t size;
@@ -271,8 +271,8 @@ typedef struct kna_attend_options {
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
     int64_t k_near;           /* k; 0: 128. k >= the keys a query sees: exact */
-    int64_t near_sinks;       /* KNA_KNN: first keys always read in full; 0: 4; negative: none */
-    int64_t near_window;      /* KNA_KNN: most recent keys (p - near_window, p] always read in full; 0: 64; negative: none */
+    int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
+    int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
     float eps;                /* KNA_KNN: double k, per query and head, until the estimated total variation distance between
                                  the weights used and softmax is at most eps, or the row is exact; 0: k as given */
     kna_index *index;         /* an index over exactly these keys and values; NULL: one is built for this call */
@@ -368,7 +368,7 @@ KNA_API void kna_index_free(kna_index *index);
  *
  * In:      k (h_kv, >= first+count, d), v (h_kv, >= first+count, dv).
  * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before).
- *          Rows holding NaN or infinity are encoded as "always read in full".
+ *          Rows holding NaN or infinity are encoded as zero.
  * Threads: parallel over blocks; not during a kna_attend() with this index.
  * Cost:    one pass over the rows given, rounded out to whole blocks of 16 for values.
  */

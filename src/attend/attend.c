@@ -1,0 +1,135 @@
+/* attend.c - the operator: check, choose the path, report. */
+#include "near.h"
+
+#include <math.h>
+
+enum {
+    DECODE_ROWS = 16 /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
+};
+
+const char *kna_method_name(int method)
+{
+    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn" };
+    return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
+}
+
+/* Keys a mask row allows among lo .. hi - 1. */
+static int64_t allowed(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)
+{
+    if (!p->mask.data) {
+        return hi - lo;
+    }
+    int64_t count = 0;
+    for (int64_t j = lo; j < hi; j++) {
+        count += !kna__mask_forbids(p, head, query, j, 1);
+    }
+    return count;
+}
+
+static double count_seen(const kna__problem *p)
+{
+    double seen = 0;
+    int64_t masks = p->mask.data && p->mask.heads < p->h ? p->mask.heads : p->mask.data ? p->h : 1;
+    for (int64_t query = 0; query < p->m; query++) {
+        int64_t lo, hi;
+        kna__visible(p, query, &lo, &hi);
+        for (int64_t head = 0; head < masks; head++) {
+            seen += (double)allowed(p, head, query, lo, hi) * (double)p->h / (double)masks;
+        }
+    }
+    return seen;
+}
+
+static int attend_exact(const kna__problem *p, kna_report *report)
+{
+    report->rows_exact = p->m * p->h;
+    report->keys_touched = 1;
+    report->error_est = report->error_est_max = report->audit_mean = report->audit_p95 = -1;
+    return p->m * p->g <= DECODE_ROWS ? kna__attend_decode(p) : kna__attend_prefill(p);
+}
+
+static int check_index(const kna__problem *p, const kna_index *index)
+{
+    if (index->heads != p->h_kv || index->d != p->d || index->dv != p->dv || index->rows < p->n) {
+        return KNA_FAIL(p->context, KNA_ESTALE, "index: %lld heads, d = %lld, dv = %lld, %lld rows; keys (%lld,%lld,%lld), dv = %lld",
+                        (long long)index->heads, (long long)index->d, (long long)index->dv, (long long)index->rows,
+                        (long long)p->h_kv, (long long)p->n, (long long)p->d, (long long)p->dv);
+    }
+    return KNA_OK;
+}
+
+static int attend_with_own_index(const kna__problem *p, kna_report *report)
+{
+    kna_index *index = NULL;
+    double start = kna__seconds();
+    int status = kna_index_new(p->context, &index, p->h_kv, p->d, p->dv);
+    if (status == KNA_OK) {
+        status = kna_index_update(p->context, index, &p->k, &p->v, 0, p->n);
+    }
+    report->build_s = kna__seconds() - start;
+    if (status == KNA_OK) {
+        report->index_bytes = kna_index_bytes(index);
+        status = kna__attend_near(p, index, report);
+    }
+    kna_index_free(index);
+    return status;
+}
+
+static int attend_near(const kna__problem *p, kna_report *report)
+{
+    const kna_index *index = p->options.index;
+    int64_t always = p->options.method == KNA_KNN ? p->options.near_sinks + p->options.near_window : 0;
+    if (index) {
+        KNA_TRY(check_index(p, index));
+    }
+    if (always + p->options.k_near >= p->n) {
+        return attend_exact(p, report);
+    }
+    if (!index) {
+        return attend_with_own_index(p, report);
+    }
+    report->index_bytes = kna_index_bytes(index);
+    return kna__attend_near(p, index, report);
+}
+
+static int attend(const kna__problem *p, kna_report *report, bool wants_seen)
+{
+    if (!p->options.unchecked) {
+        KNA_TRY(kna__problem_finite(p));
+    }
+    report->rows = p->m * p->h;
+    if (p->options.method != KNA_EXACT) {
+        KNA_TRY(attend_near(p, report));
+    } else {
+        KNA_TRY(attend_exact(p, report));
+    }
+    if (wants_seen && report->keys_seen == 0) {
+        report->keys_seen = count_seen(p);
+        report->keys_full = report->keys_seen;
+    }
+    return KNA_OK;
+}
+
+int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report, const kna_rows *q, const kna_rows *k,
+               const kna_rows *v, const kna_attend_options *options)
+{
+    double start = kna__seconds();
+    kna__problem problem;
+    kna_report own;
+    context->message[0] = 0;
+    context->scratch_used = 0;
+    if (report && report->size < sizeof *report) {
+        return KNA_FAIL(context, KNA_EINVAL, "report: size %zu is below %zu", report->size, sizeof *report);
+    }
+    memset(&own, 0, sizeof own);
+    KNA_TRY(kna__problem_init(&problem, context, out, lse, q, k, v, options));
+    own.method = problem.options.method;
+    KNA_TRY(attend(&problem, &own, report != NULL));
+    if (report) {
+        own.size = report->size;
+        own.scratch_bytes = context->scratch_used;
+        own.time_s = kna__seconds() - start;
+        memcpy(report, &own, sizeof own);
+    }
+    return KNA_OK;
+}

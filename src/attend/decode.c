@@ -1,0 +1,187 @@
+/*
+ * decode.c - exact attention of few queries: bound by memory, so each cached byte is read once per KV head, for all its
+ * query heads together, and the keys are split into chunks so that every thread has work however few the heads are.
+ *
+ * Invariant: the chunks, and the order in which their states are joined, depend on n only, so neither does the result on
+ * the number of threads.
+ */
+#include "problem.h"
+
+#include <math.h>
+
+enum {
+    CHUNK = 512, /* keys per task: 64 KiB of f16 keys at d = 64 */
+    TILE = 64    /* keys whose mask is looked at together, to skip what is forbidden */
+};
+
+typedef struct decode_job {
+    const kna__problem *problem;
+    int64_t rows;         /* query rows per KV head */
+    int64_t chunks;
+    const float *queries; /* (h_kv, rows, d), scaled */
+    kna__state *states;   /* (h_kv, chunks, rows) */
+    float *values;        /* (h_kv, chunks, rows, dv) */
+    float *scores;        /* per worker (rows, CHUNK) */
+} decode_job;
+
+/* Keys of first .. first+count that some row may see, by causality and window. */
+static void union_range(const kna__problem *p, int64_t queries, int64_t *first, int64_t *end)
+{
+    int64_t lo, hi, least = *end, most = *first;
+    for (int64_t query = 0; query < queries; query++) {
+        kna__visible(p, query, &lo, &hi);
+        least = lo < least ? lo : least;
+        most = hi > most ? hi : most;
+    }
+    *first = least > *first ? least : *first;
+    *end = most < *end ? most : *end;
+}
+
+static bool tile_is_forbidden(const kna__problem *p, int64_t kv_head, int64_t rows, int64_t first, int64_t count)
+{
+    if (!p->mask.data) {
+        return false;
+    }
+    int64_t step = p->mask.heads == 1 ? p->g : 1; /* one look per query where all heads share a mask */
+    for (int64_t r = 0; r < rows; r += step) {
+        if (!kna__mask_forbids(p, kv_head * p->g + r % p->g, r / p->g, first, count)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void forbid(float *s, int64_t count)
+{
+    for (int64_t j = 0; j < count; j++) {
+        s[j] = -INFINITY;
+    }
+}
+
+/* Scores of keys first .. first+count-1 for one row: soft cap, mask, and -inf outside what the query sees. */
+static void finish_row(const kna__problem *p, int64_t kv_head, int64_t row, int64_t first, int64_t count, float *s)
+{
+    int64_t query = row / p->g, lo, hi;
+    kna__logits_finish(p, kv_head * p->g + row % p->g, query, first, s, count);
+    kna__visible(p, query, &lo, &hi);
+    if (lo > first) {
+        forbid(s, lo - first < count ? lo - first : count);
+    }
+    if (hi < first + count) {
+        int64_t from = hi > first ? hi - first : 0;
+        forbid(s + from, count - from);
+    }
+}
+
+/* All rows against the keys of a chunk, tile by tile; returns a bit per tile that holds something. */
+static uint64_t score_chunk(const decode_job *job, int64_t kv_head, int64_t first, int64_t end, float *scores)
+{
+    const kna__problem *p = job->problem;
+    const float *q = job->queries + kv_head * job->rows * p->d;
+    uint64_t live = 0;
+    for (int64_t at = first, tile = 0; at < end; at += TILE, tile++) {
+        int64_t count = end - at < TILE ? end - at : TILE;
+        if (tile_is_forbidden(p, kv_head, job->rows, at, count)) {
+            for (int64_t r = 0; r < job->rows; r++) {
+                forbid(scores + r * CHUNK + (at - first), count);
+            }
+            continue;
+        }
+        live |= UINT64_C(1) << tile;
+        p->kernels->dot[p->k.type](scores + (at - first), CHUNK, q, (size_t)p->d, (size_t)job->rows,
+                                   kna__span_at(&p->k, kv_head, at), (size_t)count, (size_t)p->d);
+        for (int64_t r = 0; r < job->rows; r++) {
+            finish_row(p, kv_head, r, at, count, scores + r * CHUNK + (at - first));
+        }
+    }
+    return live;
+}
+
+static void mix_chunk(const decode_job *job, int64_t kv_head, int64_t first, int64_t end, uint64_t live, const float *scores,
+                      float *values)
+{
+    const kna__problem *p = job->problem;
+    for (int64_t at = first, tile = 0; at < end; at += TILE, tile++) {
+        if (live >> tile & 1) {
+            int64_t count = end - at < TILE ? end - at : TILE;
+            p->kernels->mix[p->v.type](values, (size_t)p->dv, scores + (at - first), CHUNK, (size_t)job->rows,
+                                       kna__span_at(&p->v, kv_head, at), (size_t)count, (size_t)p->dv);
+        }
+    }
+}
+
+static void decode_chunk(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    const kna__problem *p = job->problem;
+    int64_t kv_head = task / job->chunks, chunk = task % job->chunks;
+    int64_t first = chunk * CHUNK, end = first + CHUNK < p->n ? first + CHUNK : p->n;
+    float *scores = job->scores + worker * job->rows * CHUNK;
+    kna__state *states = job->states + task * job->rows;
+    float *values = job->values + task * job->rows * p->dv;
+    memset(values, 0, (size_t)(job->rows * p->dv) * sizeof *values);
+    union_range(p, job->rows / p->g, &first, &end);
+    uint64_t live = first < end ? score_chunk(job, kv_head, first, end, scores) : 0;
+    for (int64_t r = 0; r < job->rows; r++) {
+        float *s = scores + r * CHUNK;
+        size_t count = live ? (size_t)(end - first) : 0;
+        states[r].max = p->kernels->max(s, count);
+        states[r].sum = 0;
+        if (states[r].max > -INFINITY) {
+            states[r].sum = (double)p->kernels->exp_sum(s, states[r].max, count);
+        } else {
+            memset(s, 0, count * sizeof *s);
+        }
+    }
+    mix_chunk(job, kv_head, first, end, live, scores, values);
+}
+
+/* One output row: its chunks in order. */
+static void join_row(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    const kna__problem *p = job->problem;
+    (void)worker;
+    int64_t kv_head = task / job->rows, row = task % job->rows;
+    float values[KNA_MAX_DIM] = { 0 };
+    kna__state state = { -INFINITY, 0 };
+    for (int64_t chunk = 0; chunk < job->chunks; chunk++) {
+        int64_t at = (kv_head * job->chunks + chunk) * job->rows + row;
+        kna__state_join(p->kernels, &state, values, job->states[at], job->values + at * p->dv, p->dv);
+    }
+    kna__state_write(p, kv_head * p->g + row % p->g, row / p->g, state, values);
+}
+
+static bool cut_scratch(decode_job *job, float **queries, char *base, size_t *bytes)
+{
+    const kna__problem *p = job->problem;
+    kna__cutter cutter = { base, 0 };
+    size_t states = kna__size_product(kna__size_product((size_t)p->h_kv, (size_t)job->chunks), (size_t)job->rows);
+    *queries = kna__cut(&cutter, (size_t)(p->h_kv * job->rows), (size_t)p->d * sizeof(float));
+    job->states = kna__cut(&cutter, states, sizeof(kna__state));
+    job->values = kna__cut(&cutter, states, (size_t)p->dv * sizeof(float));
+    job->scores = kna__cut(&cutter, (size_t)p->context->threads, (size_t)(job->rows * CHUNK) * sizeof(float));
+    job->queries = *queries;
+    *bytes = cutter.used;
+    return base != NULL;
+}
+
+int kna__attend_decode(const kna__problem *p)
+{
+    decode_job job = { 0 };
+    float *queries;
+    size_t bytes;
+    job.problem = p;
+    job.rows = p->m * p->g;
+    job.chunks = (p->n + CHUNK - 1) / CHUNK;
+    cut_scratch(&job, &queries, NULL, &bytes);
+    if (!cut_scratch(&job, &queries, kna__scratch(p->context, bytes), &bytes)) {
+        return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+    }
+    for (int64_t kv_head = 0; kv_head < p->h_kv; kv_head++) {
+        kna__queries_read(p, queries + kv_head * job.rows * p->d, kv_head, 0, job.rows);
+    }
+    kna__parallel_for(p->context->threads, p->h_kv * job.chunks, decode_chunk, &job);
+    kna__parallel_for(job.chunks < 64 ? 1 : p->context->threads, p->h_kv * job.rows, join_row, &job);
+    return KNA_OK;
+}

@@ -1,0 +1,206 @@
+/* near.c - the call: tiles of queries, the scan, the report. See near.h for the plan. */
+#include "near.h"
+
+#include <math.h>
+
+enum {
+    CHUNK_BLOCKS = 64,            /* blocks per scan task: 1,024 keys */
+    TILE_SCORES_BYTES = 2 << 20   /* scores of a tile of queries stay in a second-level cache */
+};
+
+near_room kna__near_room(const near_job *job, int worker, char *base, size_t *bytes)
+{
+    near_room room;
+    size_t n = (size_t)job->ld, blocks = n / KNA_BLOCK, dv = (size_t)job->problem->dv;
+    kna__cutter cutter = { base ? base + (size_t)worker * job->room_bytes : NULL, 0 };
+    room.ids = kna__cut(&cutter, n, sizeof(int32_t));
+    room.exact = kna__cut(&cutter, n, sizeof(float));
+    room.approx = kna__cut(&cutter, n, sizeof(float));
+    room.found = kna__cut(&cutter, n, sizeof(int32_t));
+    room.found_scratch = kna__cut(&cutter, n, sizeof(int32_t));
+    room.topk_scratch = kna__cut(&cutter, 2 * blocks + 1 + n, sizeof(float));
+    room.tail_sum = kna__cut(&cutter, blocks, sizeof(float));
+    room.tail_count = kna__cut(&cutter, blocks, sizeof(float));
+    room.tail_weight = kna__cut(&cutter, blocks, sizeof(float));
+    room.work = kna__cut(&cutter, n, sizeof(float));
+    room.values = kna__cut(&cutter, dv, sizeof(float));
+    room.audit = kna__cut(&cutter, dv, sizeof(float));
+    *bytes = cutter.used;
+    return room;
+}
+
+static bool wants_rest(const near_job *job)
+{
+    return job->problem->options.method == KNA_TOPK;
+}
+
+/* Queries of the tile as f32 and int8, per KV head. */
+static void read_queries(void *argument, int64_t kv_head, int worker)
+{
+    const near_job *job = argument;
+    const kna__problem *p = job->problem;
+    (void)worker;
+    int64_t rows = job->tile * p->g, live = job->queries * p->g, d4 = (int64_t)job->index->d4 * 4;
+    float *q = job->q + kv_head * rows * p->d;
+    kna__queries_read(p, q, kv_head, job->query * p->g, live);
+    for (int64_t r = 0; r < live; r++) {
+        int64_t at = kv_head * rows + r;
+        int8_t *coarse = job->q_i8 + at * d4;
+        memset(coarse, 0, (size_t)d4);
+        job->q_scale[at] = p->kernels->quantize(coarse, q + r * p->d, (size_t)p->d);
+        if (wants_rest(job)) {
+            float rest[KNA_MAX_DIM];
+            for (int64_t c = 0; c < p->d; c++) {
+                rest[c] = q[r * p->d + c] - job->q_scale[at] * (float)coarse[c];
+            }
+            memset(job->q_rest + at * d4, 0, (size_t)d4);
+            job->rest_scale[at] = p->kernels->quantize(job->q_rest + at * d4, rest, (size_t)p->d);
+        }
+    }
+}
+
+/* All rows of the tile against a chunk of blocks of one KV head. */
+static void scan_chunk(void *argument, int64_t task, int worker)
+{
+    const near_job *job = argument;
+    const kna__problem *p = job->problem;
+    int64_t kv_head = task / job->chunks, block = task % job->chunks * CHUNK_BLOCKS;
+    int64_t end = block + CHUNK_BLOCKS < job->ld / KNA_BLOCK ? block + CHUNK_BLOCKS : job->ld / KNA_BLOCK;
+    int64_t rows = job->tile * p->g, live = job->queries * p->g, at = kv_head * rows;
+    size_t stride = job->index->d4 * 4, count = (size_t)(end - block) * KNA_BLOCK;
+    const uint8_t *packed = kna__index_packed(job->index, kv_head, block);
+    const float *scales = kna__index_scales(job->index, kv_head, block);
+    float *out = job->scores + at * job->ld + block * KNA_BLOCK;
+    p->kernels->scan(out, (size_t)job->ld, job->q_i8 + (size_t)at * stride, stride, job->q_scale + at, (size_t)live, packed, scales,
+                     (size_t)(end - block), job->index->d4);
+    if (wants_rest(job)) {
+        size_t unused;
+        near_room room = kna__near_room(job, worker, job->rooms, &unused);
+        for (int64_t r = 0; r < live; r++) {
+            p->kernels->scan(room.work, count, job->q_rest + (size_t)(at + r) * stride, stride, job->rest_scale + at + r, 1, packed,
+                             scales, (size_t)(end - block), job->index->d4);
+            p->kernels->axpy(out + r * job->ld, 1.0f, room.work, count);
+        }
+    }
+}
+
+static void attend_row(void *argument, int64_t task, int worker)
+{
+    const near_job *job = argument;
+    const kna__problem *p = job->problem;
+    size_t unused;
+    near_row row;
+    memset(&row, 0, sizeof row);
+    int64_t per_head = job->queries * p->g, r = task % per_head;
+    row.job = job;
+    row.kv_head = task / per_head;
+    row.head = row.kv_head * p->g + r % p->g;
+    row.query = job->query + r / p->g;
+    row.room = kna__near_room(job, worker, job->rooms, &unused);
+    row.q = job->q + (row.kv_head * job->tile * p->g + r) * p->d;
+    row.s = job->scores + (row.kv_head * job->tile * p->g + r) * job->ld;
+    kna__visible(p, row.query, &row.lo, &row.hi);
+    kna__near_attend(&row, &job->stats[row.query * p->h + row.head]);
+}
+
+static size_t cut_scratch(near_job *job, char *base)
+{
+    const kna__problem *p = job->problem;
+    kna__cutter cutter = { base, 0 };
+    size_t rows = (size_t)(p->h_kv * job->tile * p->g), d4 = job->index->d4 * 4;
+    kna__near_room(job, 0, NULL, &job->room_bytes);
+    job->q = kna__cut(&cutter, rows * (size_t)p->d, sizeof(float));
+    job->q_i8 = kna__cut(&cutter, rows, d4);
+    job->q_rest = kna__cut(&cutter, wants_rest(job) ? rows : 0, d4);
+    job->q_scale = kna__cut(&cutter, rows, sizeof(float));
+    job->rest_scale = kna__cut(&cutter, rows, sizeof(float));
+    job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
+    job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(near_stats));
+    job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
+    job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
+    return cutter.used;
+}
+
+static float largest_scale(const near_job *job)
+{
+    float most = 0;
+    for (int64_t kv_head = 0; kv_head < job->problem->h_kv; kv_head++) {
+        float max = job->problem->kernels->max(kna__index_scales(job->index, kv_head, 0), (size_t)job->ld);
+        most = max > most ? max : most;
+    }
+    return most;
+}
+
+static int64_t choose_tile(const kna__problem *p, int64_t ld)
+{
+    int64_t per_query = p->h * ld * (int64_t)sizeof(float);
+    int64_t tile = TILE_SCORES_BYTES / (per_query ? per_query : 1);
+    return tile < 1 ? 1 : tile > p->m ? p->m : tile;
+}
+
+/* Means over rows that saw a key; sums in row order, so that threads do not matter. */
+static void fill_report(const near_job *job, kna_report *report)
+{
+    const kna__problem *p = job->problem;
+    int64_t seeing = 0, estimated = 0;
+    double bytes = 0, tail = 0, error = 0, audit = 0;
+    float *audits = job->audits;
+    report->error_est_max = -1;
+    for (int64_t i = 0; i < p->m * p->h; i++) {
+        const near_stats *s = &job->stats[i];
+        report->keys_seen += (double)s->keys_seen;
+        report->keys_full += (double)s->keys_full;
+        report->rows_exact += s->exact;
+        report->stale_rows += s->stale;
+        if (s->keys_seen > 0) {
+            seeing++;
+            bytes += (double)s->bytes_share * (double)s->keys_seen;
+            tail += (double)s->tail_mass;
+        }
+        if (s->error_est >= 0) {
+            estimated++;
+            error += (double)s->error_est;
+            report->error_est_max = fmax(report->error_est_max, (double)s->error_est);
+        }
+        if (s->audit_error >= 0) {
+            audit += (double)s->audit_error;
+            audits[report->audited++] = s->audit_error;
+        }
+    }
+    report->keys_touched = report->keys_seen > 0 ? bytes / report->keys_seen : 0;
+    report->tail_mass = seeing ? tail / (double)seeing : 0;
+    report->error_est = estimated ? error / (double)estimated : -1;
+    report->audit_mean = report->audited ? audit / (double)report->audited : -1;
+    report->audit_p95 = -1;
+    if (report->audited) {
+        size_t rank = (size_t)(report->audited / 20) + 1;
+        report->audit_p95 = (double)kna__kth_largest(audits, (size_t)report->audited, rank);
+    }
+}
+
+int kna__attend_near(const kna__problem *p, const kna_index *index, kna_report *report)
+{
+    near_job job;
+    memset(&job, 0, sizeof job);
+    job.problem = p;
+    job.index = index;
+    job.ld = (p->n + KNA_BLOCK - 1) / KNA_BLOCK * KNA_BLOCK;
+    job.tile = choose_tile(p, job.ld);
+    job.chunks = (job.ld / KNA_BLOCK + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
+    size_t bytes = cut_scratch(&job, NULL);
+    char *scratch = kna__scratch(p->context, bytes);
+    if (!scratch) {
+        return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+    }
+    cut_scratch(&job, scratch);
+    job.scale_max = wants_rest(&job) ? largest_scale(&job) : 0;
+    int threads = p->context->threads;
+    for (job.query = 0; job.query < p->m; job.query += job.tile) {
+        job.queries = p->m - job.query < job.tile ? p->m - job.query : job.tile;
+        kna__parallel_for(1, p->h_kv, read_queries, &job);
+        kna__parallel_for(threads, p->h_kv * job.chunks, scan_chunk, &job);
+        kna__parallel_for(threads, job.queries * p->h, attend_row, &job);
+    }
+    fill_report(&job, report);
+    return KNA_OK;
+}

@@ -1,0 +1,196 @@
+/* problem.c - operands and options checked once, so that the methods need not. Messages name the operand and the limit. */
+#include "problem.h"
+
+#include <math.h>
+
+#define LL(x) ((long long)(x))
+
+static int check_size_field(kna_context *context, const kna_attend_options *options)
+{
+    if (options->size < sizeof *options) {
+        return KNA_FAIL(context, KNA_EINVAL, "options: size %zu is below %zu: set it with KNA_ATTEND_OPTIONS", options->size,
+                        sizeof *options);
+    }
+    for (size_t i = sizeof *options; i < options->size; i++) {
+        if (((const char *)options)[i]) {
+            return KNA_FAIL(context, KNA_EINVAL, "options: byte %zu of a newer version is set", i);
+        }
+    }
+    return KNA_OK;
+}
+
+static bool is_bad(float x, float low)
+{
+    return !(isfinite(x) && x >= low);
+}
+
+static int check_options(kna_context *context, const kna_attend_options *o)
+{
+    KNA_TRY(check_size_field(context, o));
+    if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn", o->method);
+    }
+    if (!isfinite(o->scale)) {
+        return KNA_FAIL(context, KNA_EINVAL, "scale: must be finite");
+    }
+    if (is_bad(o->softcap, 0)) {
+        return KNA_FAIL(context, KNA_EINVAL, "softcap: %g must be finite and at least 0", (double)o->softcap);
+    }
+    if (o->window < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "window: %lld must be at least 0", LL(o->window));
+    }
+    if (o->causal_shift > KNA_MAX_ROWS || o->causal_shift < -(int64_t)KNA_MAX_ROWS) {
+        return KNA_FAIL(context, KNA_ELIMIT, "causal_shift: %lld is outside +-%d", LL(o->causal_shift), KNA_MAX_ROWS);
+    }
+    if (o->k_near < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "k_near: %lld must be at least 0", LL(o->k_near));
+    }
+    if (is_bad(o->eps, 0) || o->eps >= 1) {
+        return KNA_FAIL(context, KNA_EINVAL, "eps: %g is outside [0, 1)", (double)o->eps);
+    }
+    if (is_bad(o->audit, 0) || o->audit > 1) {
+        return KNA_FAIL(context, KNA_EINVAL, "audit: %g is outside [0, 1]", (double)o->audit);
+    }
+    return KNA_OK;
+}
+
+/* Shape and type of one operand; fills in packed strides. */
+static int check_rows(kna_context *context, kna_rows *rows, const char *name)
+{
+    if (rows->heads < 1 || rows->dim < 1 || rows->rows < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: (%lld,%lld,%lld) needs at least 1 head, 0 rows, 1 column", name, LL(rows->heads),
+                        LL(rows->rows), LL(rows->dim));
+    }
+    if (rows->heads > KNA_MAX_HEADS || rows->dim > KNA_MAX_DIM || rows->rows > KNA_MAX_ROWS) {
+        return KNA_FAIL(context, KNA_ELIMIT, "%s: (%lld,%lld,%lld) is above the limits (%d,%d,%d)", name, LL(rows->heads),
+                        LL(rows->rows), LL(rows->dim), KNA_MAX_HEADS, KNA_MAX_ROWS, KNA_MAX_DIM);
+    }
+    size_t row_bytes = kna__row_bytes(rows->type, rows->dim);
+    if (!row_bytes) {
+        const char *type = kna_type_name(rows->type);
+        return KNA_FAIL(context, KNA_ETYPE, "%s: type %s has no rows of %lld numbers", name, type ? type : "unknown", LL(rows->dim));
+    }
+    if (!rows->row_stride_bytes) {
+        rows->row_stride_bytes = (int64_t)row_bytes;
+    }
+    if (!rows->head_stride_bytes) {
+        rows->head_stride_bytes = rows->row_stride_bytes * rows->rows;
+    }
+    if (rows->row_stride_bytes < 0 || rows->head_stride_bytes < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: strides must not be negative", name);
+    }
+    if (rows->rows && !rows->data) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: null data", name);
+    }
+    if ((rows->type == KNA_I8) != (rows->scales != NULL) && rows->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: scales go with type i8 and only with it", name);
+    }
+    return KNA_OK;
+}
+
+static int check_shapes(kna_context *context, const kna__problem *p)
+{
+    if (p->q.type == KNA_I8 || p->q.type == KNA_Q8_0) {
+        return KNA_FAIL(context, KNA_ETYPE, "queries: type %s; f32, f16 and bf16 are taken", kna_type_name(p->q.type));
+    }
+    if (p->k.dim != p->q.dim) {
+        return KNA_FAIL(context, KNA_ESHAPE, "keys have %lld columns, queries %lld", LL(p->k.dim), LL(p->q.dim));
+    }
+    if (p->k.heads != p->v.heads || p->k.rows != p->v.rows) {
+        return KNA_FAIL(context, KNA_ESHAPE, "keys are (%lld,%lld,..), values (%lld,%lld,..)", LL(p->k.heads), LL(p->k.rows),
+                        LL(p->v.heads), LL(p->v.rows));
+    }
+    if (p->q.heads % p->k.heads) {
+        return KNA_FAIL(context, KNA_ESHAPE, "%lld query heads are not a multiple of %lld key heads", LL(p->q.heads), LL(p->k.heads));
+    }
+    return KNA_OK;
+}
+
+static int check_mask(kna_context *context, kna__problem *p)
+{
+    if (!p->mask.data) {
+        return KNA_OK;
+    }
+    if (p->mask.type != KNA_F32 && p->mask.type != KNA_F16) {
+        return KNA_FAIL(context, KNA_ETYPE, "mask: f32 and f16 are taken");
+    }
+    p->mask.heads = p->mask.heads ? p->mask.heads : 1;
+    if (p->mask.heads < 0 || p->mask.row_stride_bytes < 0 || p->mask.head_stride_bytes < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "mask: heads and strides must not be negative");
+    }
+    if (!p->mask.row_stride_bytes) {
+        p->mask.row_stride_bytes = p->n * (p->mask.type == KNA_F32 ? 4 : 2);
+    }
+    if (!p->mask.head_stride_bytes) {
+        p->mask.head_stride_bytes = p->mask.row_stride_bytes * p->m;
+    }
+    return KNA_OK;
+}
+
+static int check_per_head(kna_context *context, const float *x, int64_t h, float low, const char *name)
+{
+    for (int64_t i = 0; x && i < h; i++) {
+        if (is_bad(x[i], low)) {
+            return KNA_FAIL(context, KNA_EVALUE, "%s: %g at head %lld is not finite or too small", name, (double)x[i], LL(i));
+        }
+    }
+    return KNA_OK;
+}
+
+static void fill_defaults(kna__problem *p)
+{
+    kna_attend_options *o = &p->options;
+    p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
+    o->k_near = o->k_near ? o->k_near : 128;
+    o->near_sinks = o->near_sinks ? (o->near_sinks < 0 ? 0 : o->near_sinks) : 4;
+    o->near_window = o->near_window ? (o->near_window < 0 ? 0 : o->near_window) : 64;
+    if (!p->out.row_stride_bytes) {
+        p->out.row_stride_bytes = p->dv * (int64_t)sizeof(float);
+    }
+    if (!p->out.head_stride_bytes) {
+        p->out.head_stride_bytes = p->out.row_stride_bytes * p->m;
+    }
+}
+
+int kna__problem_init(kna__problem *p, kna_context *context, const kna_out_rows *out, float *lse, const kna_rows *q,
+                      const kna_rows *k, const kna_rows *v, const kna_attend_options *options)
+{
+    static const kna_attend_options defaults = KNA_ATTEND_OPTIONS;
+    if (!out || !q || !k || !v) {
+        return KNA_FAIL(context, KNA_EINVAL, "out, queries, keys and values must not be null");
+    }
+    memset(p, 0, sizeof *p);
+    p->context = context;
+    p->kernels = context->kernels;
+    p->q = *q;
+    p->k = *k;
+    p->v = *v;
+    p->out = *out;
+    p->lse = lse;
+    KNA_TRY(check_options(context, options ? options : &defaults));
+    p->options = options ? *options : defaults;
+    p->mask = p->options.mask;
+    KNA_TRY(check_rows(context, &p->q, "queries"));
+    KNA_TRY(check_rows(context, &p->k, "keys"));
+    KNA_TRY(check_rows(context, &p->v, "values"));
+    KNA_TRY(check_shapes(context, p));
+    p->h = q->heads;
+    p->h_kv = k->heads;
+    p->g = p->h / p->h_kv;
+    p->m = q->rows;
+    p->n = k->rows;
+    p->d = q->dim;
+    p->dv = v->dim;
+    p->shift = p->n - p->m + p->options.causal_shift;
+    if (p->m && !out->data) {
+        return KNA_FAIL(context, KNA_EINVAL, "out: null data");
+    }
+    if (out->head_stride_bytes < 0 || out->row_stride_bytes < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "out: strides must not be negative");
+    }
+    KNA_TRY(check_mask(context, p));
+    KNA_TRY(check_per_head(context, p->options.slopes, p->h, p->mask.data ? 0x1p-126f : -0x1p127f, "slopes"));
+    KNA_TRY(check_per_head(context, p->options.sinks, p->h, -0x1p127f, "sinks"));
+    fill_defaults(p);
+    return KNA_OK;
+}

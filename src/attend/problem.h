@@ -1,0 +1,89 @@
+/*
+ * problem.h - one call of kna_attend(), checked and spelled out, as all methods see it.
+ *
+ * A "row" of the problem is one (query, head) pair. The rows of a KV head are numbered query-major: row r of KV head y is
+ * query r / g, head y*g + r % g, so that neighbouring rows see nearly the same keys.
+ */
+#ifndef KNA_PROBLEM_H
+#define KNA_PROBLEM_H
+
+#include "../index/index.h"
+
+typedef struct kna__problem {
+    kna_context *context;
+    const kna__kernels *kernels;
+    kna_rows q, k, v;    /* strides filled in */
+    kna_out_rows out;
+    float *lse;          /* (h,m) or NULL */
+    kna_mask mask;       /* strides filled in; data NULL: none */
+    kna_attend_options options;
+    int64_t h, h_kv, g, m, n, d, dv;
+    int64_t shift;       /* position of query i = i + shift */
+    float scale;
+} kna__problem;
+
+/* problem.c - check the operands and fill the problem; messages go to the context. */
+int kna__problem_init(kna__problem *problem, kna_context *context, const kna_out_rows *out, float *lse, const kna_rows *q,
+                      const kna_rows *k, const kna_rows *v, const kna_attend_options *options);
+/* finite.c - KNA_EVALUE and a message that says where, if q, k or v holds NaN or infinity. */
+int kna__problem_finite(const kna__problem *problem);
+
+static inline kna__span kna__span_at(const kna_rows *rows, int64_t head, int64_t row)
+{
+    kna__span span;
+    span.data = (const char *)rows->data + head * rows->head_stride_bytes + row * rows->row_stride_bytes;
+    span.row_bytes = (size_t)rows->row_stride_bytes;
+    span.scales = rows->scales ? rows->scales + head * rows->rows + row : NULL;
+    return span;
+}
+
+static inline float *kna__out_at(const kna__problem *p, int64_t head, int64_t query)
+{
+    char *base = (char *)p->out.data;
+    return (float *)(void *)(base + head * p->out.head_stride_bytes + query * p->out.row_stride_bytes);
+}
+
+/* Keys a query may see by causality and window: lo .. hi - 1, never hi < lo. The mask may forbid more. */
+static inline void kna__visible(const kna__problem *p, int64_t query, int64_t *lo, int64_t *hi)
+{
+    int64_t position = query + p->shift;
+    *lo = 0;
+    *hi = p->n;
+    if (p->options.window > 0 && position - p->options.window + 1 > 0) {
+        *lo = position - p->options.window + 1;
+    }
+    if (p->options.causal && position + 1 < *hi) {
+        *hi = position + 1;
+    }
+    *hi = *hi < 0 ? 0 : *hi;
+    *lo = *lo < *hi ? *lo : *hi;
+}
+
+/* logits.c - scaled products of keys first .. first+count-1 to logits: soft cap, mask, slopes. */
+bool kna__logits_plain(const kna__problem *problem); /* nothing to do */
+void kna__logits_finish(const kna__problem *problem, int64_t head, int64_t query, int64_t first, float *s, int64_t count);
+/* The same for scattered keys. */
+void kna__logits_finish_at(const kna__problem *problem, int64_t head, int64_t query, const int32_t *ids, float *s, int64_t count);
+/* Whether the mask forbids all of keys first .. first+count-1 to the query. */
+bool kna__mask_forbids(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
+/* Queries of one head, rows q_first .. +count (numbered as above), as f32 times the scale: out (count, d). */
+void kna__queries_read(const kna__problem *problem, float *out, int64_t kv_head, int64_t row, int64_t count);
+
+/*
+ * A softmax state: max logit, sum of exp(logit - max), and the sum of exp(logit - max) * value (dv floats beside it).
+ * Empty: max = -INFINITY, sum = 0, values 0.
+ */
+typedef struct kna__state {
+    float max;
+    double sum;
+} kna__state;
+
+/* state.c - join b into a; write the row's result (sink logit and lse included). */
+void kna__state_join(const kna__kernels *kernels, kna__state *a, float *a_values, kna__state b, const float *b_values, int64_t dv);
+void kna__state_write(const kna__problem *problem, int64_t head, int64_t query, kna__state state, float *values);
+
+/* The methods. */
+int kna__attend_decode(const kna__problem *problem);  /* exact, few queries */
+int kna__attend_prefill(const kna__problem *problem); /* exact, many queries */
+
+#endif

@@ -1,0 +1,150 @@
+/* encode.c - rows of the cache into the index, and the check that they still say the same. */
+#include "../kernel/half.h"
+#include "index.h"
+
+typedef struct encode_job {
+    kna_index *index;
+    const kna__kernels *kernels;
+    const kna_rows *k, *v;
+    int64_t first, end, first_block, blocks;
+} encode_job;
+
+static kna__span row_span(const kna_rows *rows, int64_t head, int64_t row)
+{
+    size_t row_bytes = rows->row_stride_bytes ? (size_t)rows->row_stride_bytes : kna__row_bytes(rows->type, rows->dim);
+    size_t head_bytes = rows->head_stride_bytes ? (size_t)rows->head_stride_bytes : row_bytes * (size_t)rows->rows;
+    kna__span span;
+    span.data = (const char *)rows->data + (size_t)head * head_bytes + (size_t)row * row_bytes;
+    span.row_bytes = row_bytes;
+    span.scales = rows->scales ? rows->scales + head * rows->rows + row : NULL;
+    return span;
+}
+
+/* A row as f32; one that holds NaN or infinity counts as zero, so that garbage in an unused cell poisons nothing. */
+static void read_row(const kna__kernels *kernels, float *x, const kna_rows *rows, int64_t head, int64_t row)
+{
+    kernels->widen[rows->type](x, (size_t)rows->dim, row_span(rows, head, row), 1, (size_t)rows->dim);
+    if (kna__find_nonfinite(KNA_F32, (const char *)x, 1.0f, rows->dim) >= 0) {
+        memset(x, 0, (size_t)rows->dim * sizeof *x);
+    }
+}
+
+static float encode_key(const kna__kernels *kernels, int8_t *out, const kna_rows *k, int64_t head, int64_t row)
+{
+    float x[KNA_MAX_DIM];
+    read_row(kernels, x, k, head, row);
+    return kernels->quantize(out, x, (size_t)k->dim);
+}
+
+/* Mean value of the rows of a block whose bit is set; rows the view does not hold are left out. */
+static void encode_mean(const kna__kernels *kernels, uint16_t *mean, const kna_rows *v, int64_t head, int64_t block,
+                        unsigned bits)
+{
+    float sum[KNA_MAX_DIM] = { 0 }, x[KNA_MAX_DIM];
+    int count = 0;
+    for (int64_t r = 0; r < KNA_BLOCK; r++) {
+        if (bits >> r & 1) {
+            read_row(kernels, x, v, head, block * KNA_BLOCK + r);
+            kernels->axpy(sum, 1.0f, x, (size_t)v->dim);
+            count++;
+        }
+    }
+    float inverse = count ? 1.0f / (float)count : 0.0f;
+    for (int64_t c = 0; c < v->dim; c++) {
+        float x_mean = sum[c] * inverse;
+        mean[c] = kna__float_to_f16(x_mean > 65504.0f ? 65504.0f : x_mean < -65504.0f ? -65504.0f : x_mean);
+    }
+}
+
+static void encode_block(void *argument, int64_t task, int worker)
+{
+    const encode_job *job = argument;
+    (void)worker;
+    kna_index *index = job->index;
+    int64_t head = task / job->blocks, block = job->first_block + task % job->blocks;
+    uint8_t *packed = index->packed + (size_t)(head * index->capacity + block) * index->d4 * 4 * KNA_BLOCK;
+    int8_t key[KNA_MAX_DIM];
+    for (int64_t r = 0; r < KNA_BLOCK; r++) {
+        int64_t row = block * KNA_BLOCK + r;
+        if (row >= job->first && row < job->end) {
+            index->scales[head * index->capacity * KNA_BLOCK + row] = encode_key(job->kernels, key, job->k, head, row);
+            kna__pack_row(packed, (size_t)r, key, (size_t)index->d, index->d4);
+        }
+    }
+    encode_mean(job->kernels, index->means + (head * index->capacity + block) * index->dv, job->v, head, block,
+                index->present[block]);
+}
+
+static int check_rows(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v)
+{
+    if (k->heads != index->heads || k->dim != index->d || v->heads != index->heads || v->dim != index->dv || v->rows < k->rows) {
+        return KNA_FAIL(context, KNA_ESHAPE, "index: keys (%lld,%lld,%lld), values (%lld,%lld,%lld); the index has %lld heads, d = "
+                        "%lld, dv = %lld", (long long)k->heads, (long long)k->rows, (long long)k->dim, (long long)v->heads,
+                        (long long)v->rows, (long long)v->dim, (long long)index->heads, (long long)index->d,
+                        (long long)index->dv);
+    }
+    if (!kna__row_bytes(k->type, k->dim) || !kna__row_bytes(v->type, v->dim)) {
+        return KNA_FAIL(context, KNA_ETYPE, "index: keys or values are of a type that has no rows of this length");
+    }
+    return KNA_OK;
+}
+
+int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t first, int64_t count)
+{
+    context->message[0] = 0;
+    KNA_TRY(check_rows(context, index, k, v));
+    if (first < 0 || count < 0 || first > k->rows - count || k->rows > KNA_MAX_ROWS) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: rows %lld + %lld are outside the %lld given", (long long)first,
+                        (long long)count, (long long)k->rows);
+    }
+    if (!count) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__index_reserve(context, index, first + count));
+    for (int64_t row = first; row < first + count; row++) {
+        index->present[row / KNA_BLOCK] |= (uint16_t)(1u << row % KNA_BLOCK);
+    }
+    encode_job job = { index, context->kernels, k, v, first, first + count, first / KNA_BLOCK, 0 };
+    job.blocks = (first + count - 1) / KNA_BLOCK - job.first_block + 1;
+    int threads = count * index->heads < 64 ? 1 : context->threads; /* a few rows cost less than waking a thread */
+    kna__parallel_for(threads, index->heads * job.blocks, encode_block, &job);
+    index->rows = index->rows > first + count ? index->rows : first + count;
+    return KNA_OK;
+}
+
+static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *k, int64_t head, int64_t row)
+{
+    int8_t now[KNA_MAX_DIM], then[KNA_MAX_DIM];
+    float scale = encode_key(kernels, now, k, head, row);
+    kna__unpack_row(then, kna__index_packed(index, head, row / KNA_BLOCK), (size_t)(row % KNA_BLOCK), (size_t)index->d);
+    float scale_then = kna__index_scales(index, head, row / KNA_BLOCK)[row % KNA_BLOCK];
+    return memcmp(now, then, (size_t)index->d) || memcmp(&scale, &scale_then, sizeof scale);
+}
+
+static bool mean_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *v, int64_t head, int64_t block)
+{
+    uint16_t now[KNA_MAX_DIM];
+    encode_mean(kernels, now, v, head, block, index->present[block]);
+    return memcmp(now, kna__index_means(index, head, block), (size_t)index->dv * sizeof *now) != 0;
+}
+
+int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k, const kna_rows *v,
+                    int64_t samples, uint64_t seed)
+{
+    context->message[0] = 0;
+    *stale = 0;
+    KNA_TRY(check_rows(context, index, k, v));
+    if (samples < 0 || k->rows < index->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: samples = %lld; %lld rows given, %lld indexed", (long long)samples,
+                        (long long)k->rows, (long long)index->rows);
+    }
+    for (int64_t i = 0; i < samples && index->rows; i++) {
+        int64_t row = (int64_t)(kna__random(seed, 0, (uint64_t)i) % (uint64_t)index->rows);
+        int64_t head = (int64_t)(kna__random(seed, 1, (uint64_t)i) % (uint64_t)index->heads);
+        if (index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1) {
+            *stale += row_is_stale(context->kernels, index, k, head, row) ||
+                      mean_is_stale(context->kernels, index, v, head, row / KNA_BLOCK);
+        }
+    }
+    return KNA_OK;
+}
