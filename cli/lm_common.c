@@ -1,0 +1,124 @@
+/*
+ * lm_common.c - options, opening and closing for the commands that run a model.
+ *
+ * Invariant: whatever lm_desk_open() and lm_desk_session() made, lm_desk_close() frees, also after a failure half-way.
+ */
+#include "lm_common.h"
+
+#include <string.h>
+
+#define INPUT(member) offsetof(lm_input, member)
+#define CHOICE(member) offsetof(lm_choice, member)
+#define END { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL }
+
+const cli_option lm_input_options[] = {
+    { "model", 'm', CLI_TEXT, INPUT(model), 0, 0, NULL, "FILE", "the model, a GGUF file" },
+    { "file", 'f', CLI_TEXT, INPUT(file), 0, 0, NULL, "FILE", "the text; - is standard input" },
+    { "threads", 0, CLI_INT, INPUT(threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
+    { "verbose", 0, CLI_FLAG, INPUT(verbose), 0, 0, NULL, NULL, "let llama.cpp's log through to standard error" },
+    END,
+};
+
+const cli_option lm_choice_options[] = {
+    { "method", 0, CLI_CHOICE, CHOICE(method), 0, 0, lm_method_names, "NAME",
+      "exact, topk or knn; off: llama.cpp's own attention (default exact)" },
+    { "fa", 0, CLI_INT, CHOICE(flash), 0, 1, NULL, "0|1", "off: llama.cpp's -fa 0 or -fa 1 (default 1)" },
+    { "k-near", 0, CLI_INT, CHOICE(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn: nearest keys read in full (default 128)" },
+    { "near-sinks", 0, CLI_INT, CHOICE(near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
+      "knn: first keys always read in full (default 4)" },
+    { "near-window", 0, CLI_INT, CHOICE(near_window), 0, KNA_MAX_ROWS, NULL, "N",
+      "knn: recent keys always read in full (default 64)" },
+    { "exact-below", 0, CLI_INT, CHOICE(exact_below), 0, KNA_MAX_ROWS, NULL, "N",
+      "topk, knn: every key is read while fewer are cached (default 1024)" },
+    { "eps", 0, CLI_REAL, CHOICE(eps), 0, 1, NULL, "E",
+      "knn: raise K until the estimated error is at most E (default 0: K as given)" },
+    { "audit", 0, CLI_REAL, CHOICE(audit), 0, 1, NULL, "SHARE",
+      "share of rows also computed exactly, for the report (default 0)" },
+    END,
+};
+const cli_option *const lm_choice_settings = lm_choice_options + 2;
+
+lm_attention lm_attention_of(int method, int flash, const lm_choice *settings)
+{
+    lm_attention attention = LM_ATTENTION;
+    attention.method = method;
+    attention.flash = flash;
+    attention.k_near = settings->k_near;
+    attention.near_sinks = settings->near_sinks;
+    attention.near_window = settings->near_window;
+    attention.exact_below = settings->exact_below;
+    attention.eps = settings->eps;
+    attention.audit = settings->audit;
+    return attention;
+}
+
+lm_attention lm_choice_attention(const lm_choice *choice)
+{
+    return lm_attention_of(choice->method, (int)choice->flash, choice);
+}
+
+const char *lm_attention_name(const lm_attention *attention)
+{
+    if (attention->method == LM_OFF) {
+        return attention->flash ? "llama.cpp -fa 1" : "llama.cpp -fa 0";
+    }
+    return lm_method_names[attention->method];
+}
+
+/* ------------------------------------------------------------------ opening */
+
+int lm_failed(int status, const lm_error *error)
+{
+    switch (status) {
+    case LM_OK: return CLI_OK;
+    case LM_EMODEL:
+    case LM_EINVAL:
+    case LM_ELIMIT: return cli_refuse("%s", error->text);
+    default: return cli_fail("%s", error->text);
+    }
+}
+
+static void show(void *user, double share)
+{
+    (void)user;
+    cli_progress_share(share);
+}
+
+int lm_desk_open(lm_desk *desk, const lm_input *input)
+{
+    lm_error error = { { 0 } };
+    lm_runtime_options runtime = { NULL, NULL, input->verbose };
+    memset(desk, 0, sizeof *desk);
+    cli_progress_start("loading the model");
+    int status = lm_runtime_open(&runtime, &error);
+    if (status == LM_OK) {
+        status = lm_model_open(&desk->model, input->model, &error);
+    }
+    cli_progress_end();
+    desk->group.model = desk->model;
+    desk->group.progress = show;
+    return lm_failed(status, &error);
+}
+
+int lm_desk_session(lm_desk *desk, int positions, int logits, int threads, const lm_attention *attention)
+{
+    lm_error error = { { 0 } };
+    lm_session_options options = { positions, LM_STEP, logits, threads, *attention };
+    lm_session **session = &desk->group.sessions[desk->group.count];
+    int status = lm_session_open(session, desk->model, &options, &error);
+    if (status == LM_OK) {
+        desk->group.count++;
+        status = lm_session_warm(*session, &error);
+    }
+    return lm_failed(status, &error);
+}
+
+void lm_desk_close(lm_desk *desk)
+{
+    cli_progress_end();
+    while (desk->group.count > 0) {
+        lm_session_close(desk->group.sessions[--desk->group.count]);
+    }
+    lm_model_close(desk->model);
+    lm_runtime_close();
+}

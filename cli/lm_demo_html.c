@@ -1,0 +1,265 @@
+/*
+ * lm_demo_html.c - a demo's figures as one page: bars, a table, the four continuations.
+ *
+ * Invariant: the page needs nothing but itself: no script, no font, no picture from elsewhere; it follows the reader's light or dark
+ * setting and is readable on a phone. All text that is not ours passes put_text().
+ */
+#include "lm_demo.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Longer than what compilers of C11 must take as one string, hence in parts. */
+static const char *const style[] = {
+    ":root{color-scheme:light dark;--paper:#fbfaf7;--ink:#1d1c1a;--soft:#6a665f;--line:#dcd8d0;--card:#fff;"
+    "--peer:#a9a397;--exact:#6f93b8;--knn:#c2571a;--mark:#ffe0a3}\n"
+    "@media(prefers-color-scheme:dark){:root{--paper:#171614;--ink:#ece8e1;--soft:#a39d92;--line:#37342f;--card:#201e1b;"
+    "--peer:#726c62;--exact:#6d97c4;--knn:#ef8a4a;--mark:#6b4a12}}\n",
+    "*{box-sizing:border-box}\nbody{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\n"
+    "main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}\n"
+    "h1{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem}\nh2{font-size:1.1rem;margin:2.2rem 0 .6rem}\n"
+    "p{max-width:46rem;margin:.5rem 0}\n.soft{color:var(--soft);font-size:.92rem}\n",
+    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1rem}\n"
+    ".card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.9rem 1rem;margin:0}\n"
+    "svg{display:block;width:100%;height:auto}\nsvg text{fill:var(--ink);font:13px system-ui,sans-serif}\n"
+    "svg .title{font-weight:600;font-size:14px}\nsvg .soft{fill:var(--soft);font-size:12px}\n"
+    ".peer{fill:var(--peer)}.exact{fill:var(--exact)}.knn{fill:var(--knn)}\n",
+    ".wide{overflow-x:auto}\ntable{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}\n"
+    "th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}\n"
+    "th:first-child,td:first-child{text-align:left;white-space:normal}\n"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0 0;font:14px/1.45 ui-monospace,monospace}\n"
+    "mark{background:var(--mark);color:inherit;border-radius:.15rem}\n.texts{display:grid;gap:1rem}\n",
+};
+
+/* ------------------------------------------------------------------ text */
+
+static void put_text(FILE *page, const char *text)
+{
+    for (; *text; text++) {
+        switch (*text) {
+        case '&': fputs("&amp;", page); break;
+        case '<': fputs("&lt;", page); break;
+        case '>': fputs("&gt;", page); break;
+        case '"': fputs("&quot;", page); break;
+        default: putc(*text, page);
+        }
+    }
+}
+
+static int put_tokens(FILE *page, const lm_model *model, const int32_t *tokens, int count)
+{
+    char *text = lm_text_of(model, tokens, count);
+    if (text) {
+        put_text(page, text);
+    }
+    free(text);
+    return text ? CLI_OK : cli_fail("out of memory");
+}
+
+/* ------------------------------------------------------------------ bars */
+
+typedef struct chart {
+    const char *title, *unit, *sign; /* sign: after the number */
+    int digits;                      /* behind the point */
+    double (*value)(const demo_result *result, int i);
+} chart;
+
+static double decode_rate(const demo_result *result, int i)
+{
+    return lm_decode_rate(&result->entries[i].made);
+}
+
+static double prefill_rate(const demo_result *result, int i)
+{
+    return lm_prefill_rate(&result->entries[i].read);
+}
+
+static double keys_percent(const demo_result *result, int i)
+{
+    return 100.0 * lm_usage_full(&result->entries[i].made_usage);
+}
+
+static double perplexity(const demo_result *result, int i)
+{
+    return lm_score_perplexity(&result->entries[i].score);
+}
+
+static const chart charts[] = {
+    { "Decode", "tokens per second, more is better", "", 1, decode_rate },
+    { "Prefill", "tokens per second, more is better", "", 1, prefill_rate },
+    { "Keys read in full", "% of the keys a decoded token sees, less is better", " %", 1, keys_percent },
+    { "Perplexity", "of the last tokens, less is better", "", 3, perplexity },
+};
+#define CHARTS (sizeof charts / sizeof charts[0])
+
+static const char *const bar_class[DEMO_CONTENDERS] = { "peer", "peer", "exact", "knn" };
+
+#define BAR_WIDTH 250.0
+#define ROW_HEIGHT 40
+
+static void put_bar(FILE *page, const chart *c, const demo_result *result, int i, double most)
+{
+    double value = c->value(result, i), width = most > 0.0 ? BAR_WIDTH * value / most : 0.0;
+    int y = 50 + i * ROW_HEIGHT;
+    fprintf(page, "<text x=\"0\" y=\"%d\">", y + 11);
+    put_text(page, result->entries[i].name);
+    fprintf(page, "</text><rect class=\"%s\" x=\"0\" y=\"%d\" width=\"%.1f\" height=\"14\" rx=\"2\"/>", bar_class[i], y + 16, width);
+    fprintf(page, "<text x=\"%.1f\" y=\"%d\">%.*f%s</text>\n", width + 6.0, y + 28, c->digits, value, c->sign);
+}
+
+static void put_chart(FILE *page, const chart *c, const demo_result *result)
+{
+    double most = 0.0;
+    for (int i = 0; i < DEMO_CONTENDERS; i++) {
+        most = c->value(result, i) > most ? c->value(result, i) : most;
+    }
+    fprintf(page, "<figure class=\"card\"><svg viewBox=\"0 0 320 %d\" role=\"img\" aria-label=\"%s, %s\">\n",
+            54 + DEMO_CONTENDERS * ROW_HEIGHT, c->title, c->unit);
+    fprintf(page, "<text class=\"title\" x=\"0\" y=\"15\">%s</text><text class=\"soft\" x=\"0\" y=\"34\">%s</text>\n", c->title, c->unit);
+    for (int i = 0; i < DEMO_CONTENDERS; i++) {
+        put_bar(page, c, result, i, most);
+    }
+    fputs("</svg></figure>\n", page);
+}
+
+/* ------------------------------------------------------------------ parts of the page */
+
+static void put_head(FILE *page)
+{
+    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>kNN attention on one document</title>\n<style>\n",
+          page);
+    for (size_t i = 0; i < sizeof style / sizeof style[0]; i++) {
+        fputs(style[i], page);
+    }
+    fputs("</style>\n</head>\n<body>\n<main>\n", page);
+}
+
+static void put_summary(FILE *page, const demo_result *result)
+{
+    const demo_entry *knn = &result->entries[DEMO_KNN];
+    double full = lm_score_perplexity(&result->entries[DEMO_FULL].score);
+    fputs("<h1>kNN attention inside a model, on one document</h1>\n<p>", page);
+    fprintf(page, "Behind %d tokens of context, <strong>knn</strong> decodes %.1f tokens per second, <strong>%.2f times</strong> the faster "
+                  "of llama.cpp's two settings. It reads %.1f %% of the keys in full and estimates the rest from block means; its "
+                  "perplexity is %+.2f %% off full attention, and the first %d of %d tokens it makes are the same.</p>\n",
+            result->tokens, lm_decode_rate(&knn->made), demo_decode_ratio(result, DEMO_KNN), 100.0 * lm_usage_full(&knn->made_usage),
+            100.0 * (lm_score_perplexity(&knn->score) / full - 1.0), knn->equal, result->count);
+    fputs("<p class=\"soft\">Model: ", page);
+    put_text(page, lm_model_name(result->model));
+    fputs(". Document: ", page);
+    put_text(page, result->document);
+    fputs(". Machine: ", page);
+    put_text(page, result->machine);
+    fprintf(page, ", %d threads.</p>\n", result->threads);
+}
+
+static void put_percent(FILE *page, int applies, double share)
+{
+    if (applies) {
+        fprintf(page, "<td>%.1f %%</td>", 100.0 * share);
+    } else {
+        fputs("<td>–</td>", page);
+    }
+}
+
+static void put_entry(FILE *page, const demo_result *result, int i)
+{
+    const demo_entry *entry = &result->entries[i];
+    double ppl = lm_score_perplexity(&entry->score), full = lm_score_perplexity(&result->entries[DEMO_FULL].score);
+    fputs("<tr><td>", page);
+    put_text(page, entry->name);
+    fprintf(page, "</td><td>%.1f</td><td>%.2f×</td>", lm_prefill_rate(&entry->read), demo_prefill_ratio(result, i));
+    fprintf(page, "<td>%.1f</td><td>%.2f×</td>", lm_decode_rate(&entry->made), demo_decode_ratio(result, i));
+    put_percent(page, 1, lm_usage_full(&entry->made_usage));
+    put_percent(page, entry->made_usage.rows > 0, entry->made_usage.tail_mass);
+    fprintf(page, "<td>%.3f</td>", ppl);
+    if (i == DEMO_FULL) {
+        fputs("<td>–</td><td>–</td><td>–</td><td>–</td></tr>\n", page);
+        return;
+    }
+    fprintf(page, "<td>%+.2f %%</td><td>%.5f</td>", 100.0 * (ppl / full - 1.0), lm_mean_value(&entry->score.divergence));
+    put_percent(page, 1, lm_score_agreement(&entry->score));
+    fprintf(page, "<td>%d of %d</td></tr>\n", entry->equal, result->count);
+}
+
+static void put_table(FILE *page, const demo_result *result)
+{
+    fputs("<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th>attention</th><th>prefill t/s</th><th>ratio</th><th>decode t/s</th>"
+          "<th>ratio</th><th>keys in full</th><th>tail mass</th><th>perplexity</th><th>to -fa 0</th><th>KL div.</th><th>same top</th>"
+          "<th>equal tokens</th></tr></thead>\n<tbody>\n",
+          page);
+    for (int i = 0; i < DEMO_CONTENDERS; i++) {
+        put_entry(page, result, i);
+    }
+    fprintf(page, "</tbody></table></div>\n<p class=\"soft\">All figures were measured in one run. The four contexts took turns, block by "
+                  "block while reading and token by token while making, in rotating order. Ratios are to the faster of llama.cpp's two "
+                  "settings. Keys in full and tail mass are those of the decoded tokens; tail mass is the share of the softmax that was "
+                  "estimated. Perplexity, KL divergence (nats, from llama.cpp -fa 0) and same top token are over the last %d tokens of "
+                  "the document. Tokens made are the most likely ones; end-of-text tokens are not taken.</p>\n",
+            result->scored);
+}
+
+/* Runs of tokens that the reference has at the same place are plain, others marked. */
+static int put_marked(FILE *page, const lm_model *model, const lm_tokens *tokens, const lm_tokens *reference)
+{
+    int code = CLI_OK;
+    for (int from = 0, to; code == CLI_OK && from < tokens->count; from = to) {
+        int differs = from >= reference->count || tokens->ids[from] != reference->ids[from];
+        for (to = from + 1; to < tokens->count && differs == (to >= reference->count || tokens->ids[to] != reference->ids[to]);) {
+            to++;
+        }
+        fputs(differs ? "<mark>" : "", page);
+        code = put_tokens(page, model, tokens->ids + from, to - from);
+        fputs(differs ? "</mark>" : "", page);
+    }
+    return code;
+}
+
+static int put_tail(FILE *page, const char *tail)
+{
+    char *text = lm_clean(tail, strlen(tail));
+    if (text) {
+        put_text(page, text);
+    }
+    free(text);
+    return text ? CLI_OK : cli_fail("out of memory");
+}
+
+static int put_texts(FILE *page, const demo_result *result)
+{
+    int code = CLI_OK;
+    fputs("<h2>Continuations</h2>\n<p>The document, as read, ends with</p>\n<div class=\"card\"><pre>", page);
+    code = put_tail(page, result->tail);
+    fputs("</pre></div>\n<p>and each attention goes on. Marked: tokens other than those of llama.cpp -fa 0 at the same place.</p>\n"
+          "<div class=\"texts\">\n",
+          page);
+    for (int i = 0; code == CLI_OK && i < DEMO_CONTENDERS; i++) {
+        fputs("<div class=\"card\"><strong>", page);
+        put_text(page, result->entries[i].name);
+        fputs("</strong>", page);
+        if (i != DEMO_FULL) {
+            fprintf(page, " <span class=\"soft\">first %d of %d tokens equal</span>", result->entries[i].equal, result->count);
+        }
+        fputs("<pre>", page);
+        code = put_marked(page, result->model, &result->entries[i].tokens, &result->entries[DEMO_FULL].tokens);
+        fputs("</pre></div>\n", page);
+    }
+    fputs("</div>\n", page);
+    return code;
+}
+
+int demo_html(const demo_result *result, FILE *page)
+{
+    put_head(page);
+    put_summary(page, result);
+    fputs("<h2>Side by side</h2>\n<div class=\"charts\">\n", page);
+    for (size_t i = 0; i < CHARTS; i++) {
+        put_chart(page, &charts[i], result);
+    }
+    fputs("</div>\n", page);
+    put_table(page, result);
+    int code = put_texts(page, result);
+    fprintf(page, "<p class=\"soft\">knnattn %s, kna demo</p>\n</main>\n</body>\n</html>\n", KNA_VERSION_STRING);
+    return code;
+}

@@ -1,0 +1,52 @@
+/* lm_internal.h - what the files of this room share and its users need not see. */
+#ifndef KNA_LM_INTERNAL_H
+#define KNA_LM_INTERNAL_H
+
+#include <stddef.h>
+
+#include "ggml-backend.h"
+#include "llama.h"
+#include "lm.h"
+
+#if defined(__GNUC__)
+#define LM_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
+#else
+#define LM_PRINTF(format_at, first_at)
+#endif
+
+struct lm_model {
+    struct llama_model *llama;
+    const struct llama_vocab *vocab;
+    char name[128];
+};
+
+/* lm__fail() - write the sentence, return the status. */
+int lm__fail(lm_error *error, int status, const char *format, ...) LM_PRINTF(3, 4);
+
+/* lm__log_reset() - forget the last complaint of llama.cpp; lm__log_last() - that complaint since then, "" if none. */
+void lm__log_reset(void);
+const char *lm__log_last(void);
+
+/* lm__beside_executable() - "<folder of this program>/<name>" into path. 0: it does not fit or the folder is unknown. */
+int lm__beside_executable(char *path, size_t size, const char *name);
+
+/* lm__plugin_wanted() - the path given to lm_runtime_open(), or NULL. */
+const char *lm__plugin_wanted(void);
+
+/* ------------------------------------------------------------------ the plugin (lm_plugin.c) */
+
+/* lm__plugin_find() - is it registered already, because GGML_BACKEND_PATH names it? Called once, after the backends are loaded. */
+void lm__plugin_find(void);
+void lm__plugin_close(void);
+
+/* lm__slot_take() - a slot of the plugin's counters for one session; -1: all are taken. lm__slot_give() - give it back. */
+int lm__slot_take(void);
+void lm__slot_give(int slot);
+
+/* lm__plugin_set() - settings for what comes next, loading the plugin if they need it. */
+int lm__plugin_set(const lm_attention *attention, int slot, lm_error *error);
+
+void lm__plugin_usage(int slot, lm_usage *usage);
+void lm__plugin_reset(int slot);
+
+#endif /* KNA_LM_INTERNAL_H */

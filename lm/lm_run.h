@@ -1,0 +1,89 @@
+/*
+ * lm_run.h - the longer jobs on sessions: score a text, continue it, time both.
+ *
+ * Every job takes one or more sessions that see the same tokens in turn (lm_decode_all); where they are compared, sessions[0] is
+ * the reference. Nothing is stored per token but the score: logits are compared while both are at hand.
+ */
+#ifndef KNA_LM_RUN_H
+#define KNA_LM_RUN_H
+
+#include "lm.h"
+#include "lm_score.h"
+
+#define LM_SESSIONS_MAX 8
+#define LM_STEP 512 /* tokens per step of a prefill */
+
+/* Sessions side by side, and who is told about each step. */
+typedef struct lm_group {
+    const lm_model *model;
+    lm_session *sessions[LM_SESSIONS_MAX];
+    int count;
+    void (*progress)(void *user, double share); /* 0..1 of the job; NULL: nobody */
+    void *user;
+} lm_group;
+
+/* ------------------------------------------------------------------ text that is known */
+
+/*
+ * lm_score_text() - read `count` tokens into all sessions and score tokens first+1 .. count-1, each from the logits before it.
+ *
+ * Out:   scores  one per session, added to; NULL: nothing is scored. Sessions 1.. are also compared with session 0.
+ *        After it lm_session_logits(s, lm_last_row(count, first)) is the prediction that follows the last token.
+ */
+int lm_score_text(lm_score *scores, const lm_group *group, const int32_t *tokens, int count, int first, lm_error *error);
+
+/* lm_last_row() - row of the last token's logits after lm_score_text(). */
+int lm_last_row(int count, int first);
+
+/*
+ * lm_perplexity() - perplexity as llama.cpp's llama-perplexity defines it: windows of `context` tokens one after the other, each
+ * from an empty cache and begun with the model's start token, the second half scored.
+ *
+ * In:    chunks  at most so many windows; 0: all whole ones.
+ * Out:   *done   windows read.
+ */
+int lm_perplexity(lm_score *scores, int *done, const lm_group *group, const lm_tokens *text, int context, int chunks,
+                  lm_error *error);
+
+/* ------------------------------------------------------------------ text that is made */
+
+typedef struct lm_generation {
+    int count;          /* most tokens to make */
+    double temperature; /* 0: always the most likely token */
+    uint64_t seed;
+    int ignore_end;     /* 1: end-of-generation tokens are never taken */
+    void (*token)(void *user, int32_t token); /* called as each is made; NULL: nobody */
+    void *user;
+} lm_generation;
+
+/*
+ * lm_generate() - continue session `made` from its logits row `row`. With a reference, which must have read the same text, that one
+ * is led along the same tokens and compared at every step.
+ *
+ * Out:   tokens  what was made, end token included; free with lm_tokens_free().
+ *        *equal  leading tokens on which the most likely tokens of both agree; NULL without a reference, like score.
+ */
+int lm_generate(lm_tokens *tokens, lm_score *score, int *equal, const lm_model *model, lm_session *made, lm_session *reference,
+                int row, const lm_generation *how, lm_error *error);
+
+/* lm_generate_each() - every session continues on its own, one token each in turn, greedily; end tokens are never taken. */
+int lm_generate_each(lm_tokens *tokens, const lm_group *group, int row, int count, lm_error *error);
+
+/* lm_equal() - leading tokens that two runs have in common. */
+int lm_equal(const lm_tokens *a, const lm_tokens *b);
+
+/* ------------------------------------------------------------------ speed at a depth */
+
+typedef struct lm_speed {
+    double prefill_s; /* median time of one prefill of LM_STEP tokens */
+    double decode_s;  /* median time of one decoded token */
+} lm_speed;
+
+/*
+ * lm_speed_at() - with the first `depth` tokens of the text in the caches, time steps in rounds: each round decodes `decode` tokens
+ * and prefills LM_STEP tokens with every session in turn, in rotating order, and takes them back. depth + max(decode, LM_STEP)
+ * tokens of text are needed. Caches may hold fewer tokens before; they are filled.
+ */
+int lm_speed_at(lm_speed *speeds, const lm_group *group, const lm_tokens *text, int depth, int decode, int rounds, lm_error *error);
+
+#endif /* KNA_LM_RUN_H */
