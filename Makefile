@@ -50,7 +50,8 @@ clean:
 
 print-llama:
 	@scripts/setup.sh build
-	@scripts/fetch_llama.sh $(if $(LLAMA_SOURCE_DIR),--source "$(LLAMA_SOURCE_DIR)")
+	@programs=$$(scripts/fetch_llama.sh $(if $(LLAMA_SOURCE_DIR),--source "$(LLAMA_SOURCE_DIR)")) && \
+		scripts/check_llama.sh "$$programs" "$$(scripts/fetch_model.sh)" && echo "$$programs"
 
 print-model:
 	@scripts/setup.sh build

@@ -17,9 +17,10 @@ cd "$root"
 scripts/setup.sh test
 llama=${LLAMA:-ON}
 if [ "$llama" = ON ]; then
-    scripts/fetch_llama.sh ${LLAMA_SOURCE_DIR:+--source "$LLAMA_SOURCE_DIR"} >/dev/null
+    programs=$(scripts/fetch_llama.sh ${LLAMA_SOURCE_DIR:+--source "$LLAMA_SOURCE_DIR"})
     export KNA_MODEL KNA_DOCUMENTS
     KNA_MODEL=$(scripts/fetch_model.sh)
+    scripts/check_llama.sh "$programs" "$KNA_MODEL"
     KNA_DOCUMENTS=$(scripts/fetch_document.sh)
 fi
 
