@@ -222,16 +222,28 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* All rows of the stream, seen by this call or not: the index may describe more of them than this call looks at. */
+static struct operands whole_stream(const struct operands *operands, const struct knnattn_record *record)
+{
+    struct operands whole = *operands;
+
+    whole.k.rows = whole.v.rows = record->place.cells;
+    whole.k.row_stride_bytes = (int64_t)record->place.k_stride;
+    whole.v.row_stride_bytes = (int64_t)record->place.v_stride;
+    return whole;
+}
+
 /* Encodes what has changed among the first n rows. */
 static int refresh(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
                    struct knnattn_done *done)
 {
+    struct operands whole = whole_stream(operands, record);
     int64_t first = 0;
     int64_t count = 0;
     int status = KNA_OK;
 
     while (status == KNA_OK && knnattn_record_take(record, operands->k.rows, &first, &count)) {
-        status = kna_index_update(engine->kna, record->index, &operands->k, &operands->v, first, count);
+        status = kna_index_update(engine->kna, record->index, &whole.k, &whole.v, first, count);
         if (status != KNA_OK) {
             knnattn_record_taint(record, first, count);
         }
@@ -254,12 +266,13 @@ static int repair(struct knnattn_engine *engine, struct knnattn_record *record, 
 static int ready_index(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
                        struct knnattn_done *done)
 {
+    struct operands whole = whole_stream(operands, record);
     double start_s = seconds();
     int64_t stale = 0;
     int status = refresh(engine, record, operands, done);
 
     if (status == KNA_OK) {
-        status = kna_index_audit(engine->kna, &stale, record->index, &operands->k, &operands->v, AUDITED_ROWS, engine->calls);
+        status = kna_index_audit(engine->kna, &stale, record->index, &whole.k, &whole.v, AUDITED_ROWS, engine->calls);
     }
     if (status == KNA_OK && stale > 0) {
         status = repair(engine, record, operands, stale, done);
@@ -346,7 +359,7 @@ static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor
     if (!near || done.fallback) {
         status = attend_exact(engine, &operands, options, &done, &report);
     }
-    done.index_bytes = engine->records.bytes;
+    done.index_bytes = engine->records.bytes + (done.layer >= 0 ? 0 : report.index_bytes);
     if (status == KNA_OK) {
         knnattn_totals_add(&done);
     }

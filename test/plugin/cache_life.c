@@ -1,0 +1,411 @@
+/*
+ * cache_life.c - what happens to a key-value cache between two attention calls: rows appended and overwritten by SET_ROWS,
+ * loaded, cleared, copied between sequences, rotated in place, changed behind everybody's back. After each event an index that
+ * lived through all of it must give what an index built afresh gives, bit for bit; and it may encode only what changed.
+ */
+#include "harness.h"
+
+#define HEADS   2
+#define DIM     64
+#define WIDTH   (HEADS * DIM)
+#define CELLS   640
+#define STREAMS 2
+#define NEAR    "method=knn,k=24,sinks=2,window=16,exact_below=0"
+
+struct cache {
+    struct ggml_context *ctx;
+    ggml_backend_buffer_t buffer;
+    struct ggml_tensor *k, *v;
+};
+
+static struct cache cache_new(enum ggml_type type)
+{
+    struct cache cache = { .ctx = graph_context() };
+    cache.k = ggml_new_tensor_3d(cache.ctx, type, WIDTH, CELLS, STREAMS);
+    cache.v = ggml_new_tensor_3d(cache.ctx, type, WIDTH, CELLS, STREAMS);
+    ggml_set_name(cache.k, "cache_k_l5");
+    ggml_set_name(cache.v, "cache_v_l5");
+    cache.buffer = ggml_backend_alloc_ctx_tensors(cache.ctx, cpu);
+    ggml_backend_buffer_clear(cache.buffer, 0);
+    return cache;
+}
+
+static void cache_free(struct cache *cache)
+{
+    ggml_backend_buffer_free(cache->buffer);
+    ggml_free(cache->ctx);
+}
+
+/* Rows of the cache, all streams in one as llama.cpp addresses them, written by SET_ROWS on a backend. */
+static void set_rows(ggml_backend_t backend, struct ggml_tensor *root, const int64_t *rows, int64_t count, enum ggml_type source,
+                     enum ggml_type index)
+{
+    struct ggml_context *ctx = graph_context();
+    struct ggml_tensor *flat = ggml_reshape_2d(ctx, root, WIDTH, CELLS * STREAMS);
+    struct ggml_tensor *from = ggml_new_tensor_2d(ctx, source, WIDTH, count);
+    struct ggml_tensor *to = ggml_new_tensor_1d(ctx, index, count);
+    struct ggml_tensor *op = ggml_set_rows(ctx, flat, from, to);
+    struct ggml_cgraph *graph = graph_of(ctx, op);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, cpu);
+    fill(from, 1.0);
+    for (int64_t i = 0; i < count; i++) {
+        int32_t narrow = (int32_t)rows[i];
+        size_t bytes = ggml_type_size(index);
+        ggml_backend_tensor_set(to, index == GGML_TYPE_I64 ? (const void *)&rows[i] : (const void *)&narrow, (size_t)i * bytes,
+                                bytes);
+    }
+    if (backend != cpu) EXPECT(ggml_backend_supports_op(backend, op));
+    EXPECT_INT(ggml_backend_graph_compute(backend, graph), GGML_STATUS_SUCCESS);
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+}
+
+/* ---- attention over the first n cells */
+
+struct question {
+    struct ggml_context *ctx;
+    ggml_backend_buffer_t buffer;
+    struct ggml_cgraph *graph;
+    struct ggml_tensor *out;
+};
+
+static struct ggml_tensor *view_of(struct ggml_context *ctx, struct ggml_tensor *root, int64_t n)
+{
+    struct ggml_tensor *view =
+        ggml_view_4d(ctx, root, DIM, HEADS, n, STREAMS, ggml_row_size(root->type, DIM), root->nb[1], root->nb[2], 0);
+    return ggml_permute(ctx, view, 0, 2, 1, 3);
+}
+
+static struct question question_new(struct cache *cache, int64_t n, int64_t queries)
+{
+    struct question q = { .ctx = graph_context() };
+    struct ggml_tensor *query = ggml_new_tensor_4d(q.ctx, GGML_TYPE_F32, DIM, queries, HEADS * 2, STREAMS);
+    struct ggml_tensor *mask = ggml_new_tensor_4d(q.ctx, GGML_TYPE_F16, n, queries, 1, 1);
+    q.out = ggml_flash_attn_ext(q.ctx, query, view_of(q.ctx, cache->k, n), view_of(q.ctx, cache->v, n), mask, 0.125f, 0.0f, 0.0f);
+    q.graph = graph_of(q.ctx, q.out);
+    q.buffer = ggml_backend_alloc_ctx_tensors(q.ctx, cpu);
+    fill(query, 3.0);
+    ggml_fp16_t *numbers = malloc(ggml_nbytes(mask));
+    for (int64_t i = 0; i < n * queries; i++) numbers[i] = ggml_fp32_to_fp16(test_below(8) == 0 ? -INFINITY : 0.0f);
+    ggml_backend_tensor_set(mask, numbers, 0, ggml_nbytes(mask));
+    free(numbers);
+    return q;
+}
+
+static float *answer(ggml_backend_t backend, struct question *q)
+{
+    EXPECT_INT(ggml_backend_graph_compute(backend, q->graph), GGML_STATUS_SUCCESS);
+    return numbers_of(q->out);
+}
+
+static void question_free(struct question *q)
+{
+    ggml_backend_buffer_free(q->buffer);
+    ggml_free(q->ctx);
+}
+
+/* The backend that lived through everything against one made for this question. */
+static void compare(ggml_backend_t old, struct cache *cache, const char *event)
+{
+    struct question q = question_new(cache, 64 * (int64_t)(1 + test_below(CELLS / 64)), (int64_t)(1 + test_below(3)));
+    ggml_backend_t fresh = backend_with(NEAR ",slot=1");
+    float *want = answer(fresh, &q), *got = answer(old, &q);
+    EXPECT_THAT(memcmp(got, want, ggml_nbytes(q.out)) == 0, "the index is out of date after: %s", event);
+    free(want);
+    free(got);
+    ggml_backend_free(fresh);
+    question_free(&q);
+}
+
+/* ---- events */
+
+static int64_t head_of[STREAMS];
+
+static void append(ggml_backend_t backend, struct cache *cache)
+{
+    int64_t rows[CELLS], stream = (int64_t)test_below(STREAMS), count = (int64_t)(1 + test_below(40));
+    if (head_of[stream] + count > CELLS) head_of[stream] = 0;
+    for (int64_t i = 0; i < count; i++) rows[i] = stream * CELLS + head_of[stream]++;
+    set_rows(backend, cache->k, rows, count, GGML_TYPE_F32, GGML_TYPE_I64);
+    set_rows(backend, cache->v, rows, count, GGML_TYPE_F32, GGML_TYPE_I64);
+}
+
+static void overwrite(ggml_backend_t backend, struct cache *cache)
+{
+    int64_t rows[20];
+    for (int64_t i = 0; i < 20; i++) rows[i] = (int64_t)test_below(CELLS * STREAMS);
+    set_rows(backend, test_below(2) ? cache->k : cache->v, rows, 20, GGML_TYPE_F32, GGML_TYPE_I32);
+}
+
+static void load(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    fill_rows(test_below(2) ? cache->k : cache->v, (int64_t)test_below(CELLS * STREAMS - 30), 30, 1.0);
+}
+
+static void erase(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    size_t bytes = cache->k->nb[1];
+    ggml_backend_tensor_memset(cache->k, 0, test_below(CELLS) * bytes, bytes * 3);
+}
+
+static void copy_stream(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    struct ggml_context *ctx = graph_context();
+    struct ggml_tensor *from = ggml_view_2d(ctx, cache->v, WIDTH, CELLS, cache->v->nb[1], 0);
+    struct ggml_tensor *to = ggml_view_2d(ctx, cache->v, WIDTH, CELLS, cache->v->nb[1], cache->v->nb[2]);
+    from->buffer = to->buffer = cache->buffer;
+    ggml_backend_tensor_copy(from, to);
+    ggml_free(ctx);
+}
+
+static void clear(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    ggml_backend_buffer_clear(cache->buffer, 0);
+    fill_rows(cache->k, 0, CELLS, 1.0);
+}
+
+/* As a context shift: the CPU backend rewrites keys in place; the scheduler had asked the plugin first. */
+static void rotate(ggml_backend_t backend, struct cache *cache)
+{
+    if (cache->k->type != GGML_TYPE_F32 && cache->k->type != GGML_TYPE_F16) return; /* what ROPE takes */
+    struct ggml_context *ctx = graph_context();
+    struct ggml_tensor *view =
+        ggml_view_3d(ctx, cache->k, DIM, HEADS, CELLS * STREAMS, ggml_row_size(cache->k->type, DIM), cache->k->nb[1], 0);
+    struct ggml_tensor *positions = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, CELLS * STREAMS);
+    struct ggml_tensor *op = ggml_rope_inplace(ctx, view, positions, DIM, 0);
+    struct ggml_cgraph *graph = graph_of(ctx, op);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, cpu);
+    for (int32_t i = 0; i < CELLS * STREAMS; i++) ggml_backend_tensor_set(positions, &(int32_t){ -7 }, (size_t)i * 4, 4);
+    EXPECT(!ggml_backend_supports_op(backend, op));
+    EXPECT_INT(ggml_backend_graph_compute(cpu, graph), GGML_STATUS_SUCCESS);
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+}
+
+/* Through a pointer, past every interface: all keys change sign. Only the audit can find this. */
+static void betray(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    if (cache->k->type != GGML_TYPE_F16) return;
+    uint16_t *numbers = cache->k->data;
+    for (int64_t i = 0; i < ggml_nelements(cache->k); i++) numbers[i] ^= 0x8000;
+}
+
+static void nothing(ggml_backend_t backend, struct cache *cache)
+{
+    (void)backend;
+    (void)cache;
+}
+
+static const struct {
+    const char *name;
+    void (*happen)(ggml_backend_t backend, struct cache *cache);
+} events[] = { { "append", append }, { "overwrite", overwrite }, { "load", load },
+               { "erase", erase },   { "copy", copy_stream },    { "clear", clear },
+               { "rotate", rotate }, { "betray", betray },       { "nothing", nothing } };
+
+static void lives_of(enum ggml_type type)
+{
+    struct cache cache = cache_new(type);
+    ggml_backend_t old = backend_with(NEAR ",slot=2");
+    memset(head_of, 0, sizeof(head_of));
+    fill(cache.k, 1.0);
+    fill(cache.v, 1.0);
+    compare(old, &cache, "the first filling");
+    for (int i = 0; i < 60; i++) {
+        size_t event = test_below(sizeof(events) / sizeof(events[0]));
+        events[event].happen(old, &cache);
+        compare(old, &cache, events[event].name);
+    }
+    ggml_backend_free(old);
+    cache_free(&cache);
+}
+
+static void life_f16(void)
+{
+    lives_of(GGML_TYPE_F16);
+}
+
+static void life_f32(void)
+{
+    lives_of(GGML_TYPE_F32);
+}
+
+static void life_bf16(void)
+{
+    lives_of(GGML_TYPE_BF16);
+}
+
+static void life_q8_0(void)
+{
+    lives_of(GGML_TYPE_Q8_0);
+}
+
+/* ---- only what changed is encoded again, and unannounced changes are counted */
+
+static int64_t rows_indexed_by(ggml_backend_t backend, struct question *q, int slot)
+{
+    int64_t before = report_of_slot(slot).rows_indexed;
+    free(answer(backend, q));
+    return report_of_slot(slot).rows_indexed - before;
+}
+
+static void only_what_changed(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    ggml_backend_t backend = backend_with(NEAR ",slot=3");
+    struct question q = question_new(&cache, 256, 1);
+    int64_t rows[] = { 17, 18, CELLS + 200, CELLS + 300 };
+    report_reset(3);
+    EXPECT_INT(rows_indexed_by(backend, &q, 3), 256 * STREAMS);
+    EXPECT_INT(rows_indexed_by(backend, &q, 3), 0);
+    set_rows(backend, cache.k, rows, 4, GGML_TYPE_F32, GGML_TYPE_I64);
+    EXPECT_INT(rows_indexed_by(backend, &q, 3), 3); /* row 300 is out of sight */
+    fill_rows(cache.v, 5, 2, 1.0);
+    EXPECT_INT(rows_indexed_by(backend, &q, 3), 2);
+    EXPECT_INT(report_of_slot(3).stale_events, 0);
+    fill(cache.k, 1.0);
+    EXPECT_INT(rows_indexed_by(backend, &q, 3), 256 * STREAMS);
+    EXPECT_INT(report_of_slot(3).stale_events, 0);
+    betray(backend, &cache);
+    EXPECT(rows_indexed_by(backend, &q, 3) >= 256 * STREAMS);
+    EXPECT(report_of_slot(3).stale_events >= 1);
+    EXPECT(report_of_slot(3).stale_rows >= 1);
+    question_free(&q);
+    ggml_backend_free(backend);
+    cache_free(&cache);
+}
+
+/* A second context writes into the first one's cache: the first one's index must know. */
+static void another_context_writes(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    ggml_backend_t reader = backend_with(NEAR ",slot=4"), writer = backend_with(NEAR ",slot=5");
+    struct question q = question_new(&cache, 128, 2);
+    int64_t rows[] = { 3, 40, 41 };
+    free(answer(reader, &q));
+    set_rows(writer, cache.k, rows, 3, GGML_TYPE_F32, GGML_TYPE_I64);
+    EXPECT_INT(rows_indexed_by(reader, &q, 4), 3);
+    question_free(&q);
+    ggml_backend_free(reader);
+    ggml_backend_free(writer);
+    cache_free(&cache);
+}
+
+/* ---- the bytes SET_ROWS leaves */
+
+static void same_bytes(enum ggml_type type, enum ggml_type source, enum ggml_type index)
+{
+    struct cache ours = cache_new(type), theirs = cache_new(type);
+    ggml_backend_t backend = backend_with(NEAR);
+    int64_t rows[50];
+    uint64_t random = test_state.random;
+    for (int64_t i = 0; i < 50; i++) rows[i] = (i * 37 + (i & 1)) % (CELLS * STREAMS);
+    set_rows(backend, ours.k, rows, 50, source, index);
+    test_state.random = random;
+    set_rows(cpu, theirs.k, rows, 50, source, index);
+    EXPECT_THAT(memcmp(ours.k->data, theirs.k->data, ggml_nbytes(ours.k)) == 0,
+                "%s from %s by %s: other bytes than ggml's CPU backend", ggml_type_name(type), ggml_type_name(source),
+                ggml_type_name(index));
+    ggml_backend_free(backend);
+    cache_free(&ours);
+    cache_free(&theirs);
+}
+
+static void bytes_written(void)
+{
+    static const enum ggml_type types[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 };
+    for (int i = 0; i < 4; i++) {
+        for (int repeat = 0; repeat < 8; repeat++) {
+            same_bytes(types[i], GGML_TYPE_F32, repeat & 1 ? GGML_TYPE_I64 : GGML_TYPE_I32);
+        }
+    }
+    same_bytes(GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_I64);
+}
+
+/* ---- which SET_ROWS are taken */
+
+static bool takes(const char *settings, const char *name, enum ggml_type type, int64_t width)
+{
+    struct ggml_context *ctx = graph_context();
+    struct ggml_tensor *root = ggml_new_tensor_2d(ctx, type, width, CELLS);
+    struct ggml_tensor *from = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, width, 2);
+    ggml_set_name(root, name);
+    configure(settings, NULL, 0);
+    bool taken = ggml_backend_dev_supports_op(device, ggml_set_rows(ctx, root, from, ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 2)));
+    configure("", NULL, 0);
+    ggml_free(ctx);
+    return taken;
+}
+
+static void rows_taken(void)
+{
+    EXPECT(takes("method=knn", "cache_k_l0", GGML_TYPE_F16, WIDTH));
+    EXPECT(takes("method=topk", "cache_v_l31", GGML_TYPE_Q8_0, WIDTH));
+    EXPECT(takes("method=knn", "cache_mtp_k_l2", GGML_TYPE_BF16, WIDTH));
+    EXPECT(!takes("method=exact", "cache_k_l0", GGML_TYPE_F16, WIDTH));
+    EXPECT(!takes("method=off", "cache_k_l0", GGML_TYPE_F16, WIDTH));
+    EXPECT(!takes("method=knn", "cache_k_l0", GGML_TYPE_Q4_0, WIDTH));
+    EXPECT(!takes("method=knn", "cache_v_l0", GGML_TYPE_F16, 1)); /* a transposed value cache */
+    EXPECT(!takes("method=knn", "cache_r_l0", GGML_TYPE_F32, WIDTH));
+    EXPECT(!takes("method=knn", "cache_k_lx", GGML_TYPE_F16, WIDTH));
+    EXPECT(!takes("method=knn", "kv_l0", GGML_TYPE_F16, WIDTH));
+}
+
+static void rows_outside(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    struct ggml_context *ctx = graph_context();
+    ggml_backend_t backend = backend_with(NEAR);
+    struct ggml_tensor *from = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, WIDTH, 1), *to = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
+    struct ggml_tensor *flat = ggml_reshape_2d(ctx, cache.k, WIDTH, CELLS * STREAMS);
+    struct ggml_cgraph *graph = graph_of(ctx, ggml_set_rows(ctx, flat, from, to));
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, cpu);
+    fill(from, 1.0);
+    ggml_backend_tensor_set(to, &(int64_t){ CELLS * STREAMS }, 0, 8);
+    EXPECT_INT(ggml_backend_graph_compute(backend, graph), GGML_STATUS_FAILED);
+    ggml_backend_tensor_set(to, &(int64_t){ -1 }, 0, 8);
+    EXPECT_INT(ggml_backend_graph_compute(backend, graph), GGML_STATUS_FAILED);
+    ggml_backend_free(backend);
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+    cache_free(&cache);
+}
+
+/* The same memory, another shape: the old record goes. */
+static void reshaped(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    ggml_backend_t backend = backend_with(NEAR);
+    fill(cache.k, 1.0);
+    fill(cache.v, 1.0);
+    compare(backend, &cache, "filling");
+    cache.k->type = cache.v->type = GGML_TYPE_BF16;
+    fill(cache.k, 1.0);
+    fill(cache.v, 1.0);
+    compare(backend, &cache, "another type at the same place");
+    ggml_backend_free(backend);
+    cache_free(&cache);
+}
+
+int main(int argc, char **argv)
+{
+    test_begin(argc, argv);
+    harness_open();
+    TEST(bytes_written);
+    TEST(rows_taken);
+    TEST(rows_outside);
+    TEST(only_what_changed);
+    TEST(another_context_writes);
+    TEST(reshaped);
+    TEST(life_f16);
+    TEST(life_f32);
+    TEST(life_bf16);
+    TEST(life_q8_0);
+    ggml_backend_free(cpu);
+    return test_end();
+}
