@@ -3,7 +3,7 @@
 #   make               set the machine up, build everything into build/: kna, libggml-knnattn.so, libkna.a, libkna.so
 #   make demo          kNN attention inside a real model on a real document, beside llama.cpp, measured here
 #   make test          every test, also under sanitizers and for arm64
-#   make bench         the benchmarks of doc/bench.md
+#   make bench         operators and the model, beside their rivals
 #   make install       PREFIX=/usr/local, DESTDIR=
 #   make clean         remove the build folders; the cache outside the tree stays
 #   make print-llama   the folder of llama.cpp's programs, fetched and built when missing
@@ -17,6 +17,7 @@ BUILD ?= build
 LLAMA ?= ON
 LLAMA_SOURCE_DIR ?=
 JOBS ?= $(shell nproc)
+export BUILD LLAMA LLAMA_SOURCE_DIR
 
 generator = $(if $(wildcard $(BUILD)/CMakeCache.txt),,$(if $(shell command -v ninja),-G Ninja))
 configure = cmake -S . -B $(BUILD) $(generator) --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DKNA_LLAMA=$(LLAMA) \
@@ -32,13 +33,13 @@ setup:
 	@scripts/setup.sh build
 
 demo: all
-	@bench/demo.sh
+	@scripts/demo.sh
 
 test:
 	@scripts/test.sh
 
 bench: all
-	@bench/run.sh
+	@scripts/bench.sh
 
 # What is built already is only copied: root need not have the cache of the user who built it.
 install:
@@ -50,8 +51,7 @@ clean:
 
 print-llama:
 	@scripts/setup.sh build
-	@programs=$$(scripts/fetch_llama.sh $(if $(LLAMA_SOURCE_DIR),--source "$(LLAMA_SOURCE_DIR)")) && \
-		scripts/check_llama.sh "$$programs" "$$(scripts/fetch_model.sh)" && echo "$$programs"
+	@bash -euc '. scripts/common.sh; prepare_model; echo "$$programs"'
 
 print-model:
 	@scripts/setup.sh build

