@@ -127,16 +127,24 @@ static inline double test_normal(void)
     return radius * cos(6.283185307179586 * test_uniform());
 }
 
-/* ---- `bytes` of zeroed memory that end at a page nobody may touch; any step past the end crashes. Never given back. */
+/* ---- `bytes` of zeroed memory that end at a page nobody may touch: any step past the end crashes. */
+static inline size_t test_pages(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
+}
+
 static inline void *test_guarded(size_t bytes)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), held = (bytes + page - 1) / page * page;
+    size_t held = test_pages(bytes), page = test_pages(1);
     char *memory = mmap(NULL, held + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory + held, page, PROT_NONE) != 0) {
-        perror("test_guarded");
-        exit(1);
-    }
+    if (memory == MAP_FAILED || mprotect(memory + held, page, PROT_NONE) != 0) abort();
     return memory + held - bytes;
+}
+
+static inline void test_guarded_free(void *memory, size_t bytes)
+{
+    munmap((char *)memory + bytes - test_pages(bytes), test_pages(bytes) + test_pages(1));
 }
 
 #endif

@@ -1,14 +1,21 @@
 /*
  * kernel.h - arithmetic on blocks of rows, one table of functions per CPU level.
  *
- * Numerics contract (u = 2^-24, products and sums in f32 unless said; "ref" accumulates in double, in row or column order):
- *   dot     |out - exact| <= (d + 4) * u * sum_c |q_c * x_c|, x the row as its type says it
- *   mix     |acc - exact| <= (n + 2) * u * (|acc_0| + sum_r |w_r * x_r|), rows added in order for each column
- *   gemm    as dot, over the inner length
- *   exp     relative error <= 4u where the result is >= 2^-125; 0 below, also for -inf; sum over n values: (n + 8) * u relative
- *   tanh    absolute error <= cap * 8u
- *   scan    integer exact: the same bits on every level
- * A NaN operand makes the results that use it NaN; nothing else is promised about it.
+ * Numerics contract (u = 2^-24, eta = 2^-149 the smallest f32; products and sums in f32 unless said, none overflowing; "ref"
+ * accumulates in double, in row or column order). test/check holds every level to it:
+ *   dot     |out - exact| <= (d + 4) * u * sum_c |q_c * x_c| + (d + 1) * eta, x the row as its type says it
+ *           (i8: eta times the scale if that is above 1, for the scale is applied to the sum)
+ *   mix     |acc - exact| <= (n + 2) * u * (|acc_0| + sum_r |w_r * x_r|) + n * eta, rows added in order for each column
+ *           (i8: 129 * n * eta, for the scale is applied to the weight)
+ *   gemm    as dot, over the inner length, with |c_0| in the sum when accumulating
+ *   exp     x - shift <= 88, rounded once: relative error <= (2 + |x - shift|) * u where the result is >= 2^-125; below that
+ *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
+ *   tanh    absolute error <= cap * 6u
+ *   scale, axpy, add_f16: one rounding; block_sum: 16u * sum |x|
+ *   widen, transpose, select, block_max, quantize, scan: the same bits on every level
+ * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
+ * and mix_at row by row (for mix, the reference excepted: it rounds once per call).
+ * A NaN operand makes the results that use it NaN; select takes none; max, block_max and quantize must not be given any.
  * No kernel reads or writes outside the rows it is given: every tail is handled by masks or copies, never by padding.
  *
  * Levels are filled narrowest to widest, each overriding what it does better; a level may leave entries as they are.

@@ -65,7 +65,7 @@ static inline vf v_pow2(vf n)
 
 static inline vf v_zero_below(vf x, vf y, float limit)
 {
-    return _mm256_and_ps(x, _mm256_cmp_ps(y, _mm256_set1_ps(limit), _CMP_GE_OQ));
+    return _mm256_andnot_ps(_mm256_cmp_ps(y, _mm256_set1_ps(limit), _CMP_LT_OQ), x);
 }
 
 static inline __m128 halves_sum(vf x)

@@ -62,7 +62,7 @@ static inline vf v_copysign(vf x, vf y)
 
 static inline vf v_zero_below(vf x, vf y, float limit)
 {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_set1_ps(limit), _CMP_GE_OQ), x);
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_set1_ps(limit), _CMP_NLT_UQ), x);
 }
 
 static inline __m256 halves_sum(vf x)

@@ -6,14 +6,15 @@
  *   V_DOT_G         most queries per pass of dot and mix (register budget: V_DOT_G * 4 accumulators + 5)
  *   V_MR, V_NV      rows and vectors of the gemm tile    (V_MR * V_NV accumulators + V_NV + 1)
  *   vf              vector type
- *   v_load(p) v_store(p,x) v_set1(a) v_zero() v_add v_sub v_mul v_div v_max(a,b) v_min(a,b)
+ *   v_load(p) v_store(p,x) v_set1(a) v_zero() v_add v_sub v_mul v_div
+ *   v_max(a,b) v_min(a,b)          NaN where b is; x86 drops a NaN in a
  *   v_fma(a,b,c) = a*b+c   v_copysign(x,y) = |x| with the sign of y
  *   v_loadn(p,n) v_storen(p,x,n)   the first n < W floats, the rest read as 0 and not written
  *   v_sum(x) v_hmax(x)             across lanes
  *   v_sum4(out,a,b,c,d)            out[0..3] = the four lane sums
  *   v_pow2(n)                      2^n for integral n in [-126,127]
  *   v_round(x)                     nearest even
- *   v_zero_below(x,y,limit)        x where y >= limit, else 0
+ *   v_zero_below(x,y,limit)        0 where y < limit, else x
  *   vt_TYPE_load(row,c) vt_TYPE_loadn(row,c,n)   numbers c .. of a row of f32, f16, bf16, i8, q8_0 as floats (unscaled for i8)
  * and after including fills its table with V_FILL(table).
  *
@@ -307,20 +308,21 @@ static void V_NAME(gemm)(float *c, size_t ldc, const float *a, size_t lda, const
     } while (0)
 
 /*
- * exp: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody-Waite split of ln 2), Taylor-like minimax polynomial of degree 6 for
- * e^r, times 2^n. Clamped below at 2^-126, where the result is flushed to 0.
+ * exp: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody-Waite split of ln 2), then 1 + r + r^2 q(r), q of degree 4 for the least
+ * relative error (0.05 u, Lawson's iteration; Taylor's coefficients leave 2.7 u), times 2^n. Clamped below at 2^-126, where the
+ * result is flushed to 0. NaN stays NaN.
  */
 V_INLINE vf V_NAME(exp)(vf x)
 {
-    vf clamped = v_max(x, v_set1(-87.33654f));
+    vf clamped = v_max(v_set1(-87.33654f), x);
     vf n = v_round(v_mul(clamped, v_set1(1.44269504f)));
     vf r = v_fma(n, v_set1(-0.693145752f), clamped);
     r = v_fma(n, v_set1(-1.42860677e-6f), r);
-    vf p = v_set1(1.0f / 720);
-    p = v_fma(p, r, v_set1(1.0f / 120));
-    p = v_fma(p, r, v_set1(1.0f / 24));
-    p = v_fma(p, r, v_set1(1.0f / 6));
-    p = v_fma(p, r, v_set1(0.5f));
+    vf p = v_set1(0.00138144256f);
+    p = v_fma(p, r, v_set1(0.00836879664f));
+    p = v_fma(p, r, v_set1(0.0416683960f));
+    p = v_fma(p, r, v_set1(0.166665200f));
+    p = v_fma(p, r, v_set1(0.499999934f));
     p = v_fma(p, r, v_set1(1.0f));
     p = v_fma(p, r, v_set1(1.0f));
     return v_zero_below(v_mul(p, v_pow2(n)), x, -87.33654f);
@@ -398,7 +400,7 @@ static void V_NAME(axpy)(float *y, float a, const float *x, size_t n)
 V_INLINE vf V_NAME(tanh_cap)(vf x, vf cap, vf two_over_cap)
 {
     vf positive = v_max(x, v_sub(v_zero(), x));
-    vf clamped = v_min(v_mul(positive, two_over_cap), v_set1(40.0f));
+    vf clamped = v_min(v_set1(40.0f), v_mul(positive, two_over_cap));
     vf e = V_NAME(exp)(clamped);
     vf y = v_mul(cap, v_div(v_sub(e, v_set1(1.0f)), v_add(e, v_set1(1.0f))));
     return v_copysign(y, x);

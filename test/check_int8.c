@@ -1,0 +1,152 @@
+/* check_int8.c - quantize and scan: the same bits on every level. */
+#include "check.h"
+
+#include <float.h>
+
+/* ---- quantize: one row of d numbers; a row with NaN or infinity is refused before it gets here. */
+static void make_quantize(job *j)
+{
+    int flavour = j->flavour;
+    j->flavour = flavour == NOT_A_NUMBER ? NORMAL : flavour;
+    check_fill_left(j, 1, j->d);
+    j->flavour = flavour;
+    if (flavour == LARGE && j->d) {
+        j->left[test_below(j->d)] = test_below(2) ? FLT_MAX : -FLT_MAX;
+    }
+    if (flavour == INFINITE && j->d) { /* values half way between two codes, at the least and largest magnitudes that count */
+        float unit = test_below(2) ? 0x1p-120f : 0x1p120f;
+        for (size_t c = 0; c < j->d; c++) {
+            j->left[c] = unit * ((float)test_below(254) + 0.5f - 127);
+        }
+        j->left[test_below(j->d)] = 127 * unit;
+    }
+    check_place_out(j, 1, j->d, 1);
+}
+
+static void expect_quantize(job *j)
+{
+    double most = 0;
+    for (size_t c = 0; c < j->d; c++) {
+        most = fmax(most, fabs((double)j->left[c]));
+    }
+    j->want_returned = most < 0x1p-120 ? 0 : (double)((float)most / 127.0f);
+}
+
+static void call_quantize(job *j)
+{
+    j->returned = (double)j->kernels->quantize(j->out, j->left, j->d);
+}
+
+/* Half a code away at most, plus the rounding of 127 / max, of its product, and of the scale. */
+static void verify_quantize(job *j)
+{
+    const signed char *codes = j->out;
+    for (size_t c = 0; c < j->d; c++) {
+        double x = (double)j->left[c], bound = j->returned * (0.5 + 127 * 4 * CHECK_U);
+        bound = j->returned > 0 ? bound : 0x1p-120;
+        if (!EXPECT_THAT(fabs(x - j->returned * codes[c]) <= bound && codes[c] > -128, "%s: quantize: %.9g as %d * %.9g",
+                         kna_cpu_name(j->kernels->cpu), x, codes[c], j->returned)) {
+            return;
+        }
+    }
+}
+
+static double work_quantize(const job *j)
+{
+    return 5.0 * (double)j->d;
+}
+
+/* ---- scan: g queries in LEFT with their scales in MORE; n blocks in ROWS with the scales of their rows; d is d4. */
+static int8_t *queries(const job *j)
+{
+    return (int8_t *)(void *)j->left;
+}
+
+static const uint8_t *packed(const job *j)
+{
+    return (const uint8_t *)j->rows.data;
+}
+
+static float *query_scales(const job *j)
+{
+    return (float *)(void *)j->ids;
+}
+
+/* Extremes often: sums then reach their largest. */
+static uint8_t draw_byte(const job *j)
+{
+    static const uint8_t extremes[] = { 0, 255, 128, 1, 127, 129 };
+    return j->flavour == LARGE         ? extremes[test_below(2)]
+           : j->flavour == ZEROS       ? 128
+           : j->flavour == CANCELLING  ? extremes[test_below(6)]
+                                       : (uint8_t)test_random();
+}
+
+static float *make_scales(job *j, enum slot slot, size_t count)
+{
+    float *scales = check_place(slot, count * sizeof(float), sizeof(float), j->bench);
+    for (size_t r = 0; r < count; r++) {
+        scales[r] = test_below(16) ? fabsf(check_draw(j->flavour, r)) : 0.0f;
+    }
+    return scales;
+}
+
+static void make_scan(job *j)
+{
+    j->n = j->bench ? j->n : j->n % 40;
+    j->ld_left = 4 * j->d + (j->bench ? 0 : test_below(5));
+    size_t bytes = (j->g - 1) * j->ld_left + 4 * j->d, block_bytes = 4 * KNA_BLOCK * j->d;
+    int8_t *q = check_place(LEFT, bytes, 1, j->bench);
+    j->left = (float *)(void *)q;
+    for (size_t i = 0; i < bytes; i++) {
+        q[i] = (int8_t)(draw_byte(j) - 128);
+    }
+    uint8_t *rows = check_place(ROWS, j->n * block_bytes, 1, j->bench);
+    for (size_t i = 0; i < j->n * block_bytes; i++) {
+        rows[i] = draw_byte(j);
+    }
+    j->rows = (kna__span){ (const char *)rows, block_bytes, make_scales(j, SCALES, j->n * KNA_BLOCK) };
+    j->ids = (int32_t *)(void *)make_scales(j, MORE, j->g);
+    check_place_out(j, j->g, j->n * KNA_BLOCK, sizeof(float));
+}
+
+static double exact_product(const job *j, size_t i, size_t row)
+{
+    int64_t sum = 0;
+    const uint8_t *block = packed(j) + row / KNA_BLOCK * j->rows.row_bytes;
+    for (size_t c = 0; c < 4 * j->d; c++) {
+        sum += (int64_t)queries(j)[i * j->ld_left + c] * ((int64_t)block[(c / 4 * KNA_BLOCK + row % KNA_BLOCK) * 4 + c % 4] - 128);
+    }
+    return (double)sum;
+}
+
+static void expect_scan(job *j)
+{
+    j->is_judged = true;
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t row = 0; row < j->n * KNA_BLOCK; row++) {
+            float factor = query_scales(j)[i] * j->rows.scales[row];
+            j->want[i * j->out_cols + row] = (double)(factor * (float)exact_product(j, i, row));
+            j->bound[i * j->out_cols + row] = 0;
+        }
+    }
+}
+
+static void call_scan(job *j)
+{
+    j->kernels->scan(j->out, j->ldo, queries(j), j->ld_left, query_scales(j), j->g, packed(j), j->rows.scales, j->n, j->d);
+}
+
+static double work_scan(const job *j)
+{
+    return 2.0 * (double)j->g * 64.0 * (double)j->n * (double)j->d;
+}
+
+#define ENTRY(name) #name, offsetof(kna__kernels, name), false, true
+const check checks_int8[] = {
+    { ENTRY(quantize), "d", make_quantize, expect_quantize, call_quantize, NULL, verify_quantize, work_quantize, "B",
+      { { 1, 1, 64 }, { 1, 1, 128 } } },
+    { ENTRY(scan), "gnd", make_scan, expect_scan, call_scan, NULL, NULL, work_scan, "OP",
+      { { 1, 128, 16 }, { 3, 128, 16 }, { 4, 128, 32 }, { 8, 64, 16 } } },
+    { NULL, 0, false, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { { 0 } } },
+};
