@@ -231,6 +231,18 @@ static kna_attend_options call_options(const operands *o, const request *r)
     return options;
 }
 
+/* The library knows operands, the user knows files. */
+static int explain(const kna_context *context, int status, const request *r)
+{
+    const char *const operands[][2] = { { "queries:", r->q }, { "keys:", r->k }, { "values:", r->v }, { "mask:", r->mask } };
+    const char *message = kna_context_message(context);
+    for (size_t i = 0; i < sizeof operands / sizeof operands[0]; i++) {
+        const size_t length = strlen(operands[i][0]);
+        if (strncmp(message, operands[i][0], length) == 0) return cli_refuse("%s:%s", operands[i][1], message + length);
+    }
+    return cli_status(context, status);
+}
+
 static int attend(operands *o, kna_context *context, kna_report *report, const request *r)
 {
     const kna_attend_options options = call_options(o, r);
@@ -241,7 +253,19 @@ static int attend(operands *o, kna_context *context, kna_report *report, const r
     const kna_out_rows out = { o->out, 0, 0 };
     report->size = sizeof *report;
     const int status = kna_attend(context, &out, o->lse, report, &o->q_rows, &o->k_rows, &o->v_rows, &options);
-    return status == KNA_OK ? CLI_OK : cli_status(context, status);
+    return status == KNA_OK ? CLI_OK : explain(context, status, r);
+}
+
+/* Finite operands can still have a product that is not. Such an output is refused, not written. */
+static int check_result(const operands *o)
+{
+    const int64_t dv = o->v_rows.dim;
+    for (int64_t i = 0; i < o->q_rows.heads * o->q_rows.rows * dv; i++) {
+        if (isfinite(o->out[i])) continue;
+        return cli_refuse("a logit or sum exceeds float32: the output at head %" PRId64 ", row %" PRId64 " is not finite",
+                          i / dv / o->q_rows.rows, i / dv % o->q_rows.rows);
+    }
+    return CLI_OK;
 }
 
 /* ------------------------------------------------------------------ outputs */
@@ -303,6 +327,7 @@ int kna_cmd_attend(int argc, char **argv)
     if (code == CLI_OK) code = convert(&o, context, &r);
     cli_progress_start("kna attend: attending");
     if (code == CLI_OK) code = attend(&o, context, &report, &r);
+    if (code == CLI_OK) code = check_result(&o);
     cli_progress_start("kna attend: writing");
     if (code == CLI_OK) code = write_outputs(&o, context, &report, &r);
     cli_progress_end();

@@ -106,7 +106,7 @@ static int check(const request *r)
 {
     if (r->h % r->h_kv != 0) return cli_refuse("--heads: %" PRId64 " is not a multiple of --kv-heads %" PRId64, r->h, r->h_kv);
     if (kna_type_row_bytes(r->type, r->d) == 0)
-        return cli_refuse("--dim: rows of %" PRId64 " numbers cannot be %s", r->d, kna_type_name(r->type));
+        return cli_refuse("--dim: %s needs a multiple of 32, not %" PRId64, kna_type_name(r->type), r->d);
     for (int i = 0; i < r->n.count; i++)
         if (r->causal && r->m > r->n.values[i])
             return cli_refuse("--m: %" PRId64 " causal queries over %" PRId64 " keys; the first would see none", r->m,

@@ -165,7 +165,9 @@ int convert_rows(kna_context *context, converted *to, const kna_rows *from, int 
     const size_t row_bytes = kna_type_row_bytes(type, from->dim);
     int code = CLI_OK;
     memset(to, 0, sizeof *to);
-    if (row_bytes == 0) return cli_refuse("%s: rows of %" PRId64 " numbers cannot be %s", name, from->dim, kna_type_name(type));
+    if (row_bytes == 0)
+        return cli_refuse("%s: %s needs a dimension that is a multiple of %d, not %" PRId64, name, kna_type_name(type), Q8_0_NUMBERS,
+                          from->dim);
     float *x = malloc((size_t)from->dim * sizeof *x);
     to->data = malloc(rows * row_bytes + 1);
     to->scales = type == KNA_I8 ? malloc((rows + 1) * sizeof *to->scales) : NULL;
