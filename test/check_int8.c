@@ -27,7 +27,8 @@ static void expect_quantize(job *j)
 {
     double most = 0;
     for (size_t c = 0; c < j->d; c++) {
-        most = fmax(most, fabs((double)j->left[c]));
+        double size = fabs((double)j->left[c]);
+        most = size > most ? size : most;
     }
     j->want_returned = most < 0x1p-120 ? 0 : (double)((float)most / 127.0f);
 }

@@ -151,11 +151,12 @@ static void nonfinite(void)
     nonfinite_at(KNA_BF16, put_bf16_nan, 1);
     nonfinite_at(KNA_BF16, put_bf16_inf, 1);
     nonfinite_at(KNA_Q8_0, put_q8_0_nan, 32);
-    const char codes[4] = { -128, 127, -1, 0 };
-    EXPECT_INT(kna__find_nonfinite(KNA_I8, codes, 1, 4), -1);
-    EXPECT_INT(kna__find_nonfinite(KNA_I8, codes, NAN, 4), 0);
-    EXPECT_INT(kna__find_nonfinite(KNA_I8, codes, INFINITY, 4), 0);
-    EXPECT_INT(kna__find_nonfinite(KNA_I8, codes, NAN, 0), -1);
+    const int8_t codes[4] = { -128, 127, -1, 0 };
+    const char *row = (const char *)codes;
+    EXPECT_INT(kna__find_nonfinite(KNA_I8, row, 1, 4), -1);
+    EXPECT_INT(kna__find_nonfinite(KNA_I8, row, NAN, 4), 0);
+    EXPECT_INT(kna__find_nonfinite(KNA_I8, row, INFINITY, 4), 0);
+    EXPECT_INT(kna__find_nonfinite(KNA_I8, row, NAN, 0), -1);
     const float largest[2] = { 3.40282347e38f, -1e-45f };
     EXPECT_INT(kna__find_nonfinite(KNA_F32, (const char *)largest, 1, 2), -1);
 }
