@@ -4,6 +4,7 @@
 #include <math.h>
 
 #define LL(x) ((long long)(x))
+#define FARTHEST (INT64_C(4) * KNA_MAX_ROWS) /* no key is further from a query's position */
 
 static int check_size_field(kna_context *context, const kna_attend_options *options)
 {
@@ -137,13 +138,20 @@ static int check_per_head(kna_context *context, const float *x, int64_t h, float
     return KNA_OK;
 }
 
+static int64_t at_most(int64_t x, int64_t limit)
+{
+    return x < limit ? x : limit;
+}
+
+/* Defaults, and counts cut to what can matter, so that sums of them cannot overflow. */
 static void fill_defaults(kna__problem *p)
 {
     kna_attend_options *o = &p->options;
     p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
-    o->k_near = o->k_near ? o->k_near : 128;
-    o->near_sinks = o->near_sinks ? (o->near_sinks < 0 ? 0 : o->near_sinks) : 4;
-    o->near_window = o->near_window ? (o->near_window < 0 ? 0 : o->near_window) : 64;
+    o->k_near = at_most(o->k_near ? o->k_near : 128, KNA_MAX_ROWS);
+    o->near_sinks = o->near_sinks ? at_most(o->near_sinks < 0 ? 0 : o->near_sinks, KNA_MAX_ROWS) : 4;
+    o->near_window = o->near_window ? at_most(o->near_window < 0 ? 0 : o->near_window, KNA_MAX_ROWS) : 64;
+    o->window = at_most(o->window, FARTHEST);
     if (!p->out.row_stride_bytes) {
         p->out.row_stride_bytes = p->dv * (int64_t)sizeof(float);
     }

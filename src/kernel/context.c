@@ -104,7 +104,7 @@ char *kna__scratch(kna_context *context, size_t bytes)
     if (bytes > context->scratch_used) {
         context->scratch_used = bytes;
     }
-    if (bytes <= context->scratch_bytes) {
+    if (context->scratch && bytes <= context->scratch_bytes) {
         return context->scratch;
     }
     kna_context_trim(context);

@@ -64,6 +64,8 @@ typedef struct kna__kernels {
 
     /* Indices r with x[r] >= threshold, ascending, offset by `base`; returns how many. ids has room for n. */
     size_t (*select)(int32_t *ids, const float *x, size_t n, float threshold, int32_t base);
+    /* How many x[r] >= threshold. */
+    size_t (*count)(const float *x, size_t n, float threshold);
     /* out[b] = max of x[16b .. 16b+15]; b < blocks. */
     void (*block_max)(float *out, const float *x, size_t blocks);
     /* out[b] = sum of x[16b .. 16b+15]. */

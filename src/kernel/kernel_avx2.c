@@ -10,10 +10,10 @@
 
 /* Targets are set here, per function, and not by compiler flags: any build of src/ then holds every level. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,popcnt")
 #endif
 
 #define V_NAME(x) x##_avx2
@@ -230,6 +230,19 @@ static size_t select_avx2(int32_t *ids, const float *x, size_t n, float threshol
     return count;
 }
 
+static size_t count_avx2(const float *x, size_t n, float threshold)
+{
+    vf limit = v_set1(threshold);
+    size_t count = 0, i = 0;
+    for (; i + 8 <= n; i += 8) {
+        count += (unsigned)__builtin_popcount((unsigned)_mm256_movemask_ps(_mm256_cmp_ps(v_load(x + i), limit, _CMP_GE_OQ)));
+    }
+    for (; i < n; i++) {
+        count += x[i] >= threshold;
+    }
+    return count;
+}
+
 static float quantize_avx2(int8_t *out, const float *x, size_t d)
 {
     vf sign = _mm256_set1_ps(-0.0f), most = v_zero();
@@ -298,6 +311,7 @@ bool kna__kernels_avx2(kna__kernels *table)
     V_FILL(table)
     table->transpose = transpose_avx2;
     table->select = select_avx2;
+    table->count = count_avx2;
     table->quantize = quantize_avx2;
     table->scan = scan_avx2;
     return true;

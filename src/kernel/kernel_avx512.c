@@ -10,10 +10,10 @@
 
 /* Targets are set here, per function, and not by compiler flags: any build of src/ then holds every level. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 
 #define V_NAME(x) x##_avx512
@@ -165,6 +165,18 @@ static size_t select_avx512(int32_t *ids, const float *x, size_t n, float thresh
     return count;
 }
 
+static size_t count_avx512(const float *x, size_t n, float threshold)
+{
+    vf limit = v_set1(threshold);
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 live = n - i >= 16 ? (__mmask16)0xffff : first_lanes(n - i);
+        unsigned mask = _mm512_mask_cmp_ps_mask(live, _mm512_maskz_loadu_ps(live, x + i), limit, _CMP_GE_OQ);
+        count += (unsigned)__builtin_popcount(mask);
+    }
+    return count;
+}
+
 /* 32 rows of 16-bit products at a time: rows 0..7 and 8..15 of a group of four columns. */
 static inline void scan_block(float *out, const int8_t *q, float q_scale, const uint8_t *block, const float *scales, size_t d4)
 {
@@ -201,18 +213,19 @@ bool kna__kernels_avx512(kna__kernels *table)
 {
     V_FILL(table)
     table->select = select_avx512;
+    table->count = count_avx512;
     table->scan = scan_avx512;
     return true;
 }
 
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
                              apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #endif
 
 /*

@@ -209,6 +209,15 @@ static size_t select_ref(int32_t *ids, const float *x, size_t n, float threshold
     return count;
 }
 
+static size_t count_ref(const float *x, size_t n, float threshold)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        count += x[i] >= threshold;
+    }
+    return count;
+}
+
 static void block_max_ref(float *out, const float *x, size_t blocks)
 {
     for (size_t b = 0; b < blocks; b++) {
@@ -282,6 +291,7 @@ bool kna__kernels_ref(kna__kernels *table)
     table->softcap = softcap_ref;
     table->add_f16 = add_f16_ref;
     table->select = select_ref;
+    table->count = count_ref;
     table->block_max = block_max_ref;
     table->block_sum = block_sum_ref;
     table->quantize = quantize_ref;
