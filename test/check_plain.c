@@ -314,6 +314,30 @@ static void levels(void)
 #endif
 }
 
+/* Every entry of the table has its check, and every level has every entry. */
+static void table_is_covered(void)
+{
+    static const check *const lists[] = { checks_rows, checks_dense, checks_vector, checks_int8 };
+    enum { ENTRIES = (sizeof(kna__kernels) - offsetof(kna__kernels, dot)) / sizeof(void (*)(void)) };
+    int covered[ENTRIES] = { 0 };
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        for (const check *c = lists[i]; c->name; c++) {
+            size_t first = (c->entry - offsetof(kna__kernels, dot)) / sizeof(void (*)(void));
+            for (size_t type = 0; type < (c->per_type ? KNA_TYPE_COUNT : 1); type++) {
+                covered[first + type]++;
+            }
+        }
+    }
+    for (size_t e = 0; e < ENTRIES; e++) {
+        EXPECT_THAT(covered[e] == 1, "entry %zu of kna__kernels has %d checks", e, covered[e]);
+        for (size_t l = 0; check_levels[l]; l++) {
+            void (*entry)(void);
+            memcpy(&entry, (const char *)check_levels[l] + offsetof(kna__kernels, dot) + e * sizeof entry, sizeof entry);
+            EXPECT_THAT(entry != NULL, "%s: entry %zu is empty", kna_cpu_name(check_levels[l]->cpu), e);
+        }
+    }
+}
+
 void check_plain(const char *only)
 {
     static const struct {
@@ -321,6 +345,7 @@ void check_plain(const char *only)
         void (*body)(void);
     } tests[] = {
         { "levels", levels },
+        { "table_is_covered", table_is_covered },
         { "accuracy", accuracy },
         { "half_to_float", half_to_float },
         { "half_there_and_back", half_there_and_back },

@@ -1,4 +1,4 @@
-/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, softcap, add_f16, select, block_max, block_sum. */
+/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, softcap, add_f16, select, count, block_max, block_sum. */
 #include "check.h"
 
 static float *out_of(const job *j)
@@ -280,6 +280,25 @@ static void verify_select(job *j)
     EXPECT_INT(j->returned, count);
 }
 
+/* ---- count: as many as select */
+static void make_count(job *j)
+{
+    make_select(j);
+    check_place_out(j, 0, 0, sizeof(float));
+}
+
+static void expect_count(job *j)
+{
+    for (size_t i = 0; i < j->n; i++) {
+        j->want_returned += j->left[i] >= j->a;
+    }
+}
+
+static void call_count(job *j)
+{
+    j->returned = (double)j->kernels->count(j->left, j->n, j->a);
+}
+
 /* ---- blocks of 16: n is how many */
 static void make_blocks(job *j)
 {
@@ -348,6 +367,7 @@ const check checks_vector[] = {
     { ENTRY(add_f16), false, "n", make_add_f16, expect_add_f16, call_add_f16, NULL, NULL, work_add_f16, "B", { { 1, 4096, 0 } } },
     { ENTRY(select), true, "n", make_select, expect_nothing, call_select, NULL, verify_select, work_read, "B",
       { { 1, 64, 0 }, { 1, 8192, 0 } } },
+    { ENTRY(count), true, "n", make_count, expect_count, call_count, NULL, NULL, work_read, "B", { { 1, 64, 0 }, { 1, 8192, 0 } } },
     { ENTRY(block_max), true, "n", make_blocks, expect_block_max, call_block_max, NULL, NULL, work_blocks, "B", { { 1, 512, 0 } } },
     { ENTRY(block_sum), false, "n", make_finite_blocks, expect_block_sum, call_block_sum, pieces_block_sum, NULL, work_blocks, "B",
       { { 1, 512, 0 } } },

@@ -12,10 +12,10 @@
  *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
  *   tanh    absolute error <= cap * 6u
  *   scale, axpy, add_f16: one rounding; block_sum: 16u * sum |x|
- *   widen, transpose, select, block_max, quantize, scan: the same bits on every level
+ *   widen, transpose, select, count, block_max, quantize, scan: the same bits on every level
  * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
  * and mix_at row by row (for mix, the reference excepted: it rounds once per call).
- * A NaN operand makes the results that use it NaN; select takes none; max, block_max and quantize must not be given any.
+ * A NaN operand makes the results that use it NaN; select and count take none; max, block_max and quantize must not be given any.
  * No kernel reads or writes outside the rows it is given: every tail is handled by masks or copies, never by padding.
  *
  * Levels are filled narrowest to widest, each overriding what it does better; a level may leave entries as they are.

@@ -190,6 +190,22 @@ static size_t select_neon(int32_t *ids, const float *x, size_t n, float threshol
     return count;
 }
 
+/* A lane that reaches the threshold is all ones, which is -1: counts are subtracted. */
+static size_t count_neon(const float *x, size_t n, float threshold)
+{
+    vf limit = v_set1(threshold);
+    uint32x4_t lanes = vdupq_n_u32(0);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        lanes = vsubq_u32(lanes, vcgeq_f32(v_load(x + i), limit));
+    }
+    size_t count = vaddvq_u32(lanes);
+    for (; i < n; i++) {
+        count += x[i] >= threshold;
+    }
+    return count;
+}
+
 static inline int16x4_t quantize4(vf x, vf inverse)
 {
     return vqmovn_s32(vcvtnq_s32_f32(vmulq_f32(x, inverse)));
@@ -264,6 +280,7 @@ bool kna__kernels_neon(kna__kernels *table)
     V_FILL(table)
     table->transpose = transpose_neon;
     table->select = select_neon;
+    table->count = count_neon;
     table->quantize = quantize_neon;
     table->scan = scan_neon;
     return true;
