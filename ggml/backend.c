@@ -11,6 +11,7 @@
 #include "flash_attn.h"
 #include "kna.h"
 #include "knnattn.h"
+#include "probe.h"
 #include "set_rows.h"
 #include "settings.h"
 #include "totals.h"
@@ -28,6 +29,7 @@ static struct knnattn_settings asked;   /* by the environment, fixed once the pl
 static struct knnattn_settings current; /* for backends made from now on, under the lock */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ggml_backend_device device;
+static atomic_bool attention_asked; /* some graph of this process has flash attention */
 
 static struct knnattn_settings current_settings(void)
 {
@@ -176,6 +178,7 @@ static ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char *pa
         free(backend);
         return NULL;
     }
+    knnattn_probe_open();
     *backend = (struct ggml_backend){
         .guid = backend_guid(),
         .iface = { .get_name = backend_name, .free = backend_free, .graph_compute = backend_graph_compute },
@@ -244,10 +247,26 @@ static void note_declined(const struct ggml_tensor *op)
     }
 }
 
+static bool claims_attention(const struct ggml_tensor *op, enum knnattn_method method)
+{
+    if (method == KNNATTN_OFF || !knnattn_flash_supported(op)) {
+        return false;
+    }
+    attention_asked = true;
+    return !knnattn_probe_is_open(op);
+}
+
+/*
+ * Rows are written here for the sake of an index. A program without flash attention has none, and handing its rows over and
+ * back would only cost it time; programs lay out their graphs before the first one is computed, so nothing is missed.
+ */
+static bool claims_rows(const struct ggml_tensor *op, enum knnattn_method method)
+{
+    return attention_asked && (method == KNNATTN_TOPK || method == KNNATTN_KNN) && knnattn_set_rows_supported(op);
+}
+
 static bool claims(const struct ggml_tensor *op)
 {
-    enum knnattn_method method = current_method();
-
     switch (op->op) {
     case GGML_OP_NONE:
     case GGML_OP_RESHAPE:
@@ -256,9 +275,9 @@ static bool claims(const struct ggml_tensor *op)
     case GGML_OP_TRANSPOSE:
         return true;
     case GGML_OP_FLASH_ATTN_EXT:
-        return method != KNNATTN_OFF && knnattn_flash_supported(op);
+        return claims_attention(op, current_method());
     case GGML_OP_SET_ROWS:
-        return (method == KNNATTN_TOPK || method == KNNATTN_KNN) && knnattn_set_rows_supported(op);
+        return claims_rows(op, current_method());
     default:
         return false;
     }

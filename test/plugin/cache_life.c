@@ -356,6 +356,38 @@ static void rows_taken(void)
     EXPECT(!takes("method=knn", "kv_l0", GGML_TYPE_F16, WIDTH));
 }
 
+/* Before anything asked for flash attention, rows are left to the CPU: such a program has no use for an index. */
+static void rows_without_attention(void)
+{
+    EXPECT(!takes("method=knn", "cache_k_l0", GGML_TYPE_F16, WIDTH));
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    struct question q = question_new(&cache, 64, 1);
+    (void)ggml_backend_dev_supports_op(device, q.out);
+    EXPECT(takes("method=knn", "cache_k_l0", GGML_TYPE_F16, WIDTH));
+    question_free(&q);
+    cache_free(&cache);
+}
+
+/* A context begins with a graph of one shape, where llama.cpp looks whether flash attention stays with the CPU; the next shape ends it. */
+static void first_shape_left_alone(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    struct question one = question_new(&cache, 256, 1), many = question_new(&cache, 256, 3);
+    ggml_backend_t backend = backend_with("method=exact");
+    for (int i = 0; i < 50; i++) EXPECT(!ggml_backend_supports_op(backend, one.out));
+    EXPECT(ggml_backend_supports_op(backend, many.out));
+    EXPECT(ggml_backend_supports_op(backend, one.out));
+    ggml_backend_free(backend);
+    backend = backend_with("method=exact");
+    int asks = 1;
+    while (!ggml_backend_supports_op(backend, one.out) && asks < 100000) asks++;
+    EXPECT_THAT(asks < 100000, "a program of one shape never gets attention");
+    ggml_backend_free(backend);
+    question_free(&one);
+    question_free(&many);
+    cache_free(&cache);
+}
+
 static void rows_outside(void)
 {
     struct cache cache = cache_new(GGML_TYPE_F16);
@@ -396,6 +428,8 @@ int main(int argc, char **argv)
 {
     test_begin(argc, argv);
     harness_open();
+    TEST(rows_without_attention);
+    TEST(first_shape_left_alone);
     TEST(bytes_written);
     TEST(rows_taken);
     TEST(rows_outside);

@@ -1,0 +1,50 @@
+/*
+ * probe.c - until when attention is left to the CPU (see probe.h).
+ *
+ * The test ends with the first attention of another number of queries or streams, or, for a program whose graphs all have one
+ * shape, after so many questions that graphs have been laid out more often than any test does it.
+ */
+#define _GNU_SOURCE
+#include "probe.h"
+
+#include "cache.h"
+
+#include <pthread.h>
+
+#define ENOUGH_ASKS 8192
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    bool is_open;
+    int64_t queries, streams, asks;
+} probe;
+
+void knnattn_probe_open(void)
+{
+    pthread_mutex_lock(&lock);
+    probe.is_open = true;
+    probe.asks = 0;
+    pthread_mutex_unlock(&lock);
+}
+
+bool knnattn_probe_is_open(const struct ggml_tensor *op)
+{
+    const struct ggml_tensor *q = op->src[0];
+    const struct ggml_tensor *root = op->src[1]->view_src;
+
+    if (root == NULL || knnattn_cache_layer(root) < 0) {
+        return false;
+    }
+    pthread_mutex_lock(&lock);
+    if (probe.asks == 0) {
+        probe.queries = q->ne[1];
+        probe.streams = q->ne[3];
+    }
+    probe.asks++;
+    if (probe.queries != q->ne[1] || probe.streams != q->ne[3] || probe.asks > ENOUGH_ASKS) {
+        probe.is_open = false;
+    }
+    bool is_open = probe.is_open;
+    pthread_mutex_unlock(&lock);
+    return is_open;
+}
