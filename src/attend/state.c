@@ -51,8 +51,13 @@ int kna_merge(kna_context *context, float *a, float *a_lse, const float *b, cons
         if (b_lse[r] == -INFINITY) {
             continue;
         }
+        if (a_lse[r] == -INFINITY) { /* nothing is taken over whatever stood there */
+            memcpy(a + r * dv, b + r * dv, (size_t)dv * sizeof *a);
+            a_lse[r] = b_lse[r];
+            continue;
+        }
         double top = (double)(a_lse[r] > b_lse[r] ? a_lse[r] : b_lse[r]);
-        double wa = a_lse[r] == -INFINITY ? 0.0 : exp((double)a_lse[r] - top), wb = exp((double)b_lse[r] - top);
+        double wa = exp((double)a_lse[r] - top), wb = exp((double)b_lse[r] - top);
         context->kernels->scale(a + r * dv, (float)(wa / (wa + wb)), (size_t)dv);
         context->kernels->axpy(a + r * dv, (float)(wb / (wa + wb)), b + r * dv, (size_t)dv);
         a_lse[r] = (float)(top + log(wa + wb));
