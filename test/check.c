@@ -4,6 +4,7 @@
  *   --seed=N        repeat a run
  *   --function=P    only kernels that match the pattern: dot, dot_f16, 'mix*'
  *   --cpu=LEVEL     only this level (and the reference, which the others are compared with)
+ *   --quick         one size in eight, drawn: for machines that are emulated
  *   --bench         time the calls instead, levels side by side
  *
  * For each kernel and row type, sizes are swept over 0..67 and around powers of two in each dimension, the others drawn; so are
@@ -21,7 +22,7 @@
 
 const kna__kernels *check_levels[KNA_CPU_COUNT];
 static const char *only_function, *only_cpu;
-static bool is_bench;
+static bool is_bench, is_quick;
 
 /* ---- crashes */
 static sigjmp_buf escape;
@@ -245,7 +246,7 @@ static void run_entry(const check *c, int type)
     j.type = type;
     for (j.flavour = 0; j.flavour < FLAVOURS; j.flavour++) {
         for (const char *dim = c->dims; *dim; dim++) {
-            for (size_t i = 0; i < SWEEP; i++) {
+            for (size_t i = is_quick ? test_below(8) : 0; i < SWEEP; i += is_quick ? 1 + test_below(15) : 1) {
                 draw_sizes(&j, *dim, swept(i));
                 run_job(&j, failed);
             }
@@ -307,8 +308,10 @@ static bool read_options(int argc, char **argv)
             only_cpu = argv[i] + 6;
         } else if (strcmp(argv[i], "--bench") == 0) {
             is_bench = true;
+        } else if (strcmp(argv[i], "--quick") == 0) {
+            is_quick = true;
         } else if (strncmp(argv[i], "--seed=", 7) != 0) {
-            fprintf(stderr, "check: unknown option %s (--seed=N --function=PATTERN --cpu=LEVEL --bench)\n", argv[i]);
+            fprintf(stderr, "check: unknown option %s (--seed=N --function=PATTERN --cpu=LEVEL --quick --bench)\n", argv[i]);
             return false;
         }
     }
