@@ -134,6 +134,7 @@ double oracle_mask(const oracle *o, int64_t head, int64_t query, int64_t key)
 bool oracle_sees(const oracle *o, int64_t head, int64_t query, int64_t key)
 {
     int64_t position = oracle_position(o, query);
+    if (o->absent && o->absent[key]) return false;
     if (o->options.causal && key > position) return false;
     if (o->options.window > 0 && !((double)key > (double)position - (double)o->options.window)) return false;
     return oracle_mask(o, head, query, key) > -(double)INFINITY;

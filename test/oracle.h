@@ -17,6 +17,7 @@ typedef struct oracle {
     double scale;
     double *q, *k, *v;          /* (h,m,d), (h_kv,n,d), (h_kv,n,dv), exactly what the rows say */
     double *v_most;             /* (h_kv) max |v| over finite values */
+    const bool *absent;         /* (n) rows that take no part, or NULL; set by the test, borrowed */
 } oracle;
 
 /* The problem of one kna_attend() call. Free with oracle_free(). */

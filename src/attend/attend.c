@@ -33,18 +33,33 @@ static double count_seen(const kna__problem *p)
     for (int64_t query = 0; query < p->m; query++) {
         int64_t lo, hi;
         kna__visible(p, query, &lo, &hi);
-        for (int64_t head = 0; head < masks; head++) {
-            seen += (double)allowed(p, head, query, lo, hi) * (double)p->h / (double)masks;
+        for (int64_t head = 0; head < masks; head++) { /* heads head, head + masks, .. share a mask */
+            seen += (double)allowed(p, head, query, lo, hi) * (double)((p->h - head + masks - 1) / masks);
         }
     }
     return seen;
+}
+
+/* Rows drawn for an audit, which exact rows pass. */
+static int64_t count_audited(const kna__problem *p)
+{
+    int64_t count = 0;
+    for (int64_t row = 0; p->options.audit > 0 && row < p->m * p->h; row++) {
+        count += kna__is_audited(p, row % p->h, row / p->h);
+    }
+    return count;
 }
 
 static int attend_exact(const kna__problem *p, kna_report *report)
 {
     report->rows_exact = p->m * p->h;
     report->keys_touched = 1;
-    report->error_est = report->error_est_max = report->audit_mean = report->audit_p95 = -1;
+    report->error_est = report->error_est_max = p->options.method == KNA_KNN && p->options.eps > 0 ? 0 : -1;
+    report->audited = count_audited(p);
+    report->audit_mean = report->audit_p95 = report->audited ? 0 : -1;
+    if (report->size) {
+        report->keys_seen = report->keys_full = count_seen(p);
+    }
     return p->m * p->g <= DECODE_ROWS ? kna__attend_decode(p) : kna__attend_prefill(p);
 }
 
@@ -82,7 +97,7 @@ static int attend_near(const kna__problem *p, kna_report *report)
     if (index) {
         KNA_TRY(check_index(p, index));
     }
-    if (always + p->options.k_near >= p->n) {
+    if (always + p->options.k_near >= p->n && (!index || kna__index_is_full(index, p->n))) {
         return attend_exact(p, report);
     }
     if (!index) {
@@ -92,22 +107,13 @@ static int attend_near(const kna__problem *p, kna_report *report)
     return kna__attend_near(p, index, report);
 }
 
-static int attend(const kna__problem *p, kna_report *report, bool wants_seen)
+static int attend(const kna__problem *p, kna_report *report)
 {
     if (!p->options.unchecked) {
         KNA_TRY(kna__problem_finite(p));
     }
     report->rows = p->m * p->h;
-    if (p->options.method != KNA_EXACT) {
-        KNA_TRY(attend_near(p, report));
-    } else {
-        KNA_TRY(attend_exact(p, report));
-    }
-    if (wants_seen && report->keys_seen == 0) {
-        report->keys_seen = count_seen(p);
-        report->keys_full = report->keys_seen;
-    }
-    return KNA_OK;
+    return p->options.method == KNA_EXACT ? attend_exact(p, report) : attend_near(p, report);
 }
 
 int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report, const kna_rows *q, const kna_rows *k,
@@ -124,9 +130,9 @@ int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_re
     memset(&own, 0, sizeof own);
     KNA_TRY(kna__problem_init(&problem, context, out, lse, q, k, v, options));
     own.method = problem.options.method;
-    KNA_TRY(attend(&problem, &own, report != NULL));
+    own.size = report ? report->size : 0; /* 0: nobody asks for what costs extra */
+    KNA_TRY(attend(&problem, &own));
     if (report) {
-        own.size = report->size;
         own.scratch_bytes = context->scratch_used;
         own.time_s = kna__seconds() - start;
         memcpy(report, &own, sizeof own);

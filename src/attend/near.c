@@ -53,8 +53,13 @@ static void read_queries(void *argument, int64_t kv_head, int worker)
             for (int64_t c = 0; c < p->d; c++) {
                 rest[c] = q[r * p->d + c] - job->q_scale[at] * (float)coarse[c];
             }
-            memset(job->q_rest + at * d4, 0, (size_t)d4);
-            job->rest_scale[at] = p->kernels->quantize(job->q_rest + at * d4, rest, (size_t)p->d);
+            int8_t *fine = job->q_rest + at * d4;
+            memset(fine, 0, (size_t)d4);
+            job->rest_scale[at] = p->kernels->quantize(fine, rest, (size_t)p->d);
+            job->q_lost[at] = 0;
+            for (int64_t c = 0; c < p->d; c++) {
+                job->q_lost[at] += fabsf(rest[c] - job->rest_scale[at] * (float)fine[c]);
+            }
         }
     }
 }
@@ -114,6 +119,7 @@ static size_t cut_scratch(near_job *job, char *base)
     job->q_rest = kna__cut(&cutter, wants_rest(job) ? rows : 0, d4);
     job->q_scale = kna__cut(&cutter, rows, sizeof(float));
     job->rest_scale = kna__cut(&cutter, rows, sizeof(float));
+    job->q_lost = kna__cut(&cutter, rows, sizeof(float));
     job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
     job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(near_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));

@@ -34,6 +34,7 @@ typedef struct near_job {
     int8_t *q_i8;           /* (h_kv, tile * g, 4 d4) */
     int8_t *q_rest;         /* top-k only: what q_i8 left over, again int8 */
     float *q_scale, *rest_scale; /* (h_kv, tile * g) */
+    float *q_lost;          /* top-k only: sum |what both left over| (h_kv, tile * g) */
     float *scores;          /* (h_kv, tile * g, ld) */
     near_stats *stats;      /* (m, h) */
     float *audits;          /* (m h) errors of the audited rows, for their quantile */
@@ -67,8 +68,9 @@ typedef struct near_row {
     int64_t first_block, end_block;
     int64_t seen, listed, whole; /* visible keys, keys on the exact list, whole blocks */
     int64_t untaken;        /* keys in whole blocks not on the exact list */
+    int64_t scored;         /* keys whose logit was computed in full; for top-k more than are listed */
     float q_l1;             /* sum |q| */
-    float q_rest_l2;        /* norm of what int8 lost of q */
+    int32_t stale;          /* scored keys that the index describes otherwise */
 } near_row;
 
 near_room kna__near_room(const near_job *job, int worker, char *base, size_t *bytes);
@@ -81,8 +83,8 @@ void kna__near_topk(near_row *row, int64_t k);     /* the list = exactly the k n
 
 /* near_row.c */
 void kna__near_attend(near_row *row, near_stats *stats);
-/* Exact state of one row over all keys it sees. */
-kna__state kna__exact_row(const near_row *row, float *values);
+/* Keys `ids`, whose approximate logits are at approx, but the cache now says exact: how many differ by more than int8 can. */
+int32_t kna__near_stale(const near_row *row, const int32_t *ids, const float *approx, const float *exact, int64_t count);
 
 int kna__attend_near(const kna__problem *problem, const kna_index *index, kna_report *report);
 

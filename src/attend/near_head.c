@@ -28,18 +28,35 @@ static void cut_edges(near_row *row)
     }
 }
 
+/*
+ * A block's sum after `change` was added to it. Where that was large (a finite mask of -10^9, say), what is left of the sum
+ * is mostly rounding: it is added up anew.
+ */
+static void change_tail(near_row *row, int64_t block, float change)
+{
+    row->room.tail_sum[block] += change;
+    if (fabsf(change) > 64) {
+        float sum = 0;
+        for (int64_t j = block * KNA_BLOCK; j < (block + 1) * KNA_BLOCK; j++) {
+            sum += row->s[j] > -INFINITY ? row->s[j] : 0;
+        }
+        row->room.tail_sum[block] = sum;
+    }
+}
+
 /* Put key j on the exact list and out of the tail. */
 static void list_key(near_row *row, int64_t j)
 {
     int64_t b = j / KNA_BLOCK;
+    float logit = row->s[j];
     row->room.ids[row->listed] = (int32_t)j;
-    row->room.approx[row->listed++] = row->s[j];
+    row->room.approx[row->listed++] = logit;
+    row->s[j] = -INFINITY;
     if (row->room.tail_count[b] > 0) {
-        row->room.tail_sum[b] -= row->s[j];
         row->room.tail_count[b] -= 1;
         row->untaken--;
+        change_tail(row, b, -logit);
     }
-    row->s[j] = -INFINITY;
 }
 
 static void list_part_block(near_row *row, int64_t block)
@@ -145,16 +162,17 @@ void kna__near_untake(near_row *row, int64_t to)
         row->listed--;
         int64_t j = row->room.ids[row->listed], b = j / KNA_BLOCK;
         row->s[j] = row->room.approx[row->listed];
-        row->room.tail_sum[b] += row->s[j];
         row->room.tail_count[b] += 1;
         row->untaken++;
+        change_tail(row, b, row->s[j]);
     }
 }
 
 /*
  * Exact top-k. An approximate logit is off by at most scale_j * beta: half a step of the key's int8 in every column, times |q|,
- * plus what f32 products lose (0.51 in place of 0.5 covers both up to d = 1,024; soft cap only shrinks differences). The k-th
- * largest approximation less its error is below the true k-th logit, so only keys that could reach it are scored in full.
+ * and its largest number, 127 steps, times what the query's two int8 parts lost; plus what f32 products lose (0.51 in place of
+ * 0.5 covers that up to d = 1,024; soft cap only shrinks differences). The k-th largest approximation less its error is below
+ * the true k-th logit, so only keys that could reach it are scored in full.
  */
 void kna__near_topk(near_row *row, int64_t k)
 {
@@ -163,7 +181,8 @@ void kna__near_topk(near_row *row, int64_t k)
     near_room *room = &row->room;
     const float *scales = kna__index_scales(job->index, row->kv_head, 0);
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
-    float beta = 0.51f * row->q_l1, kth = INFINITY;
+    int64_t q_at = (row->kv_head * job->tile + (row->query - job->query)) * p->g + row->head % p->g;
+    float beta = 0.51f * row->q_l1 + 128.0f * job->q_lost[q_at], kth = INFINITY;
     kna__topk(p->kernels, room->found, row->s + first, (size_t)count, (size_t)k, room->found_scratch, room->topk_scratch);
     for (int64_t i = 0; i < k; i++) {
         kth = fminf(kth, row->s[first + room->found[i]]);
@@ -179,6 +198,11 @@ void kna__near_topk(near_row *row, int64_t k)
     }
     p->kernels->dot_at[p->k.type](room->work, row->q, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept, (size_t)p->d);
     kna__logits_finish_at(p, row->head, row->query, room->found, room->work, kept);
+    for (int64_t i = 0; i < kept; i++) {
+        room->approx[i] = row->s[room->found[i]];
+    }
+    row->stale = kna__near_stale(row, room->found, room->approx, room->work, kept);
+    row->scored = kept;
     if (kept > k) {
         kna__topk(p->kernels, room->ids, room->work, (size_t)kept, (size_t)k, room->found_scratch, room->topk_scratch);
     }

@@ -11,14 +11,27 @@
 
 enum { EXACT_KEYS = 512 };
 
-kna__state kna__exact_row(const near_row *row, float *values)
+/* The next keys the row sees, from `first` on: returns how many, at most EXACT_KEYS, and moves *first to them. */
+static int64_t next_seen(const near_row *row, int64_t *first)
+{
+    while (*first < row->hi && !(row->s[*first] > -INFINITY)) {
+        ++*first;
+    }
+    int64_t end = *first;
+    while (end < row->hi && end - *first < EXACT_KEYS && row->s[end] > -INFINITY) {
+        end++;
+    }
+    return end - *first;
+}
+
+/* Exact state over all keys the row sees; no other key is touched: it may be garbage. All approximate logits are in place. */
+static kna__state exact_state(const near_row *row, float *values)
 {
     const kna__problem *p = row->job->problem;
     float s[EXACT_KEYS], part[KNA_MAX_DIM];
     kna__state state = { -INFINITY, 0 };
     memset(values, 0, (size_t)p->dv * sizeof *values);
-    for (int64_t first = row->lo; first < row->hi; first += EXACT_KEYS) {
-        int64_t count = row->hi - first < EXACT_KEYS ? row->hi - first : EXACT_KEYS;
+    for (int64_t first = row->lo, count; (count = next_seen(row, &first)) > 0; first += count) {
         p->kernels->dot[p->k.type](s, EXACT_KEYS, row->q, (size_t)p->d, 1, kna__span_at(&p->k, row->kv_head, first), (size_t)count,
                                    (size_t)p->d);
         kna__logits_finish(p, row->head, row->query, first, s, count);
@@ -48,23 +61,20 @@ static void score_list(near_row *row)
 }
 
 /*
- * Listed keys whose approximate logit is further from the true one than int8 can be: the index describes another key. The
- * bound is that of near_head.c plus |lost part of q| * |key|, with |key| <= 127 * scale * sqrt(d).
+ * The bound is that of near_head.c with half a step of the query's int8 in every column, times the key's largest number. A soft
+ * cap only shrinks differences: fewer are found.
  */
-static int32_t count_stale(const near_row *row)
+int32_t kna__near_stale(const near_row *row, const int32_t *ids, const float *approx, const float *exact, int64_t count)
 {
     const near_job *job = row->job;
     const kna__problem *p = job->problem;
-    if (p->options.softcap != 0) {
-        return 0; /* the cap hides differences */
-    }
     const float *scales = kna__index_scales(job->index, row->kv_head, 0);
     int64_t at = (row->kv_head * job->tile + (row->query - job->query)) * p->g + row->head % p->g;
     float lost = job->q_scale[at] * 0.5f * (float)p->d * 127.0f, beta = 0.51f * row->q_l1 + lost;
     int32_t stale = 0;
-    for (int64_t i = 0; i < row->listed; i++) {
-        float bound = beta * scales[row->room.ids[i]] + 1e-5f * fabsf(row->room.exact[i]);
-        stale += !(fabsf(row->room.exact[i] - row->room.approx[i]) <= bound);
+    for (int64_t i = 0; i < count; i++) {
+        float bound = beta * scales[ids[i]] + 1e-5f * fabsf(exact[i]) + 1e-6f * p->options.softcap;
+        stale += !(fabsf(exact[i] - approx[i]) <= bound);
     }
     return stale;
 }
@@ -124,6 +134,13 @@ static void mix_values(near_row *row)
                                   (size_t)p->dv);
 }
 
+/* Weight of the sink, which has a share of the softmax too. */
+static double sink_weight(const near_row *row, kna__state state)
+{
+    const float *sinks = row->job->problem->options.sinks;
+    return sinks ? exp(fmin((double)sinks[row->head] - (double)state.max, 600)) : 0;
+}
+
 /*
  * Total variation distance between the weights used and softmax, by the approximate logits of the tail: half the sum of
  * |difference|. The error of the output is at most twice this times the largest |value - centre|.
@@ -135,7 +152,8 @@ static float total_variation(near_row *row, kna__state state)
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
     memcpy(room->work, row->s + first, (size_t)count * sizeof(float));
     double tail = count ? (double)kernels->exp_sum(room->work, state.max, (size_t)count) : 0;
-    double listed = 0, difference = 0;
+    double listed = sink_weight(row, state), difference = 0;
+    double used = state.sum + listed;
     for (int64_t i = 0; i < row->listed; i++) {
         listed += (double)room->exact[i];
     }
@@ -143,33 +161,45 @@ static float total_variation(near_row *row, kna__state state)
     for (int64_t j = 0; j < count; j++) {
         int64_t b = row->first_block + j / KNA_BLOCK;
         if (room->tail_count[b] > 0 && row->s[first + j] > -INFINITY) {
-            difference += fabs((double)room->work[j] / total - (double)room->tail_weight[b] / state.sum);
+            difference += fabs((double)room->work[j] / total - (double)room->tail_weight[b] / used);
         }
     }
-    difference += listed * fabs(1 / total - 1 / state.sum);
+    difference += listed * fabs(1 / total - 1 / used);
     return (float)(0.5 * difference);
 }
 
-static double bytes_share(const near_row *row, double full, bool whole_scan)
+/* Bytes read over bytes exact attention reads: keys scored, values mixed, the scan, and the mean values for the tail. */
+static double bytes_share(const near_row *row, int64_t keys, int64_t values, bool has_tail)
 {
     const near_job *job = row->job;
     const kna__problem *p = job->problem;
-    double pair = (double)(kna__row_bytes(p->k.type, p->d) + kna__row_bytes(p->v.type, p->dv));
+    double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
     double scan = (double)((row->end_block - row->first_block) * KNA_BLOCK) * (double)(job->index->d4 * 4 + sizeof(float));
-    double means = whole_scan ? (double)(row->end_block - row->first_block) * (double)p->dv * 2 : 0;
-    return row->seen ? (full * pair + scan + means) / ((double)row->seen * pair) : 0;
+    double means = has_tail ? (double)(row->end_block - row->first_block) * (double)p->dv * 2 : 0;
+    double read = (double)keys * key + (double)values * value + scan + means;
+    return row->seen ? read / ((double)row->seen * (key + value)) : 0;
 }
 
 static bool is_audited(const near_row *row)
 {
-    const kna_attend_options *o = &row->job->problem->options;
-    return o->audit > 0 && kna__uniform(o->seed, (uint64_t)row->head, (uint64_t)row->query) < (double)o->audit;
+    return kna__is_audited(row->job->problem, row->head, row->query);
+}
+
+/* All approximate logits in place again: knn sets aside those of listed keys. */
+static void restore_logits(near_row *row)
+{
+    for (int64_t i = 0; i < row->listed; i++) {
+        row->s[row->room.ids[i]] = row->room.approx[i];
+    }
 }
 
 static void audit_row(near_row *row, near_stats *stats)
 {
     const kna__problem *p = row->job->problem;
-    kna__state state = kna__exact_row(row, row->room.audit);
+    if (p->options.method == KNA_KNN) {
+        restore_logits(row);
+    }
+    kna__state state = exact_state(row, row->room.audit);
     const float *out = kna__out_at(p, row->head, row->query);
     double sink = p->options.sinks ? exp((double)p->options.sinks[row->head] - (double)state.max) : 0;
     double difference = 0, norm = 0;
@@ -186,9 +216,11 @@ static void attend_exact(near_row *row, near_stats *stats)
     const kna__problem *p = row->job->problem;
     stats->exact = true;
     stats->keys_full = (float)row->seen;
-    stats->bytes_share = (float)bytes_share(row, (double)row->seen, false);
+    stats->bytes_share = (float)bytes_share(row, row->seen, row->seen, false);
     stats->error_est = p->options.eps > 0 ? 0 : -1;
-    kna__state state = kna__exact_row(row, row->room.values);
+    stats->audit_error = is_audited(row) ? 0 : -1;
+    restore_logits(row);
+    kna__state state = exact_state(row, row->room.values);
     kna__state_write(p, row->head, row->query, state, row->room.values);
 }
 
@@ -205,12 +237,12 @@ static bool attend_knn(near_row *row, near_stats *stats)
         }
         kna__near_take(row, k);
         score_list(row);
-        stats->stale = count_stale(row);
+        stats->stale = kna__near_stale(row, row->room.ids, row->room.approx, row->room.exact, row->listed);
         kna__state state = weigh(row, &tail);
         stats->error_est = wants_error ? total_variation(row, state) : -1;
         if (p->options.eps == 0 || stats->error_est <= p->options.eps) {
             mix_values(row);
-            stats->tail_mass = (float)(tail / state.sum);
+            stats->tail_mass = (float)(tail / (state.sum + sink_weight(row, state)));
             kna__state_write(p, row->head, row->query, state, row->room.values);
             return true;
         }
@@ -229,7 +261,9 @@ static void attend_topk(near_row *row, near_stats *stats)
     memcpy(room->work, row->s + first, (size_t)count * sizeof(float));
     double all = (double)p->kernels->exp_sum(room->work, state.max, (size_t)count);
     state.sum = (double)p->kernels->exp_sum(room->exact, state.max, (size_t)row->listed);
-    stats->tail_mass = (float)fmax(0, 1 - state.sum / all);
+    double sink = sink_weight(row, state);
+    stats->tail_mass = (float)fmax(0, 1 - (state.sum + sink) / (all + sink));
+    stats->stale = row->stale;
     memset(room->values, 0, (size_t)p->dv * sizeof(float));
     p->kernels->mix_at[p->v.type](room->values, room->exact, kna__span_at(&p->v, row->kv_head, 0), room->ids, (size_t)row->listed,
                                   (size_t)p->dv);
@@ -240,9 +274,7 @@ static void attend_topk(near_row *row, near_stats *stats)
 static void see_for_topk(near_row *row)
 {
     kna__near_see(row);
-    for (int64_t i = 0; i < row->listed; i++) {
-        row->s[row->room.ids[i]] = row->room.approx[i];
-    }
+    restore_logits(row);
     row->listed = 0;
 }
 
@@ -265,7 +297,7 @@ void kna__near_attend(near_row *row, near_stats *stats)
         return;
     }
     stats->keys_full = (float)row->listed;
-    stats->bytes_share = (float)bytes_share(row, (double)row->listed, !is_topk);
+    stats->bytes_share = (float)bytes_share(row, is_topk ? row->scored : row->listed, row->listed, !is_topk);
     if (is_audited(row)) {
         audit_row(row, stats);
     }

@@ -82,6 +82,13 @@ typedef struct kna__state {
 void kna__state_join(const kna__kernels *kernels, kna__state *a, float *a_values, kna__state b, const float *b_values, int64_t dv);
 void kna__state_write(const kna__problem *problem, int64_t head, int64_t query, kna__state state, float *values);
 
+/* Whether the row is among those audited (option audit). */
+static inline bool kna__is_audited(const kna__problem *p, int64_t head, int64_t query)
+{
+    const kna_attend_options *o = &p->options;
+    return o->audit > 0 && kna__uniform(o->seed, (uint64_t)head, (uint64_t)query) < (double)o->audit;
+}
+
 /* The methods. */
 int kna__attend_decode(const kna__problem *problem);  /* exact, few queries */
 int kna__attend_prefill(const kna__problem *problem); /* exact, many queries */

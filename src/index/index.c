@@ -71,6 +71,16 @@ size_t kna_index_bytes(const kna_index *index)
     return sizeof *index + bytes.packed + bytes.scales + bytes.means + bytes.present;
 }
 
+bool kna__index_is_full(const kna_index *index, int64_t n)
+{
+    for (int64_t row = 0; row < n; row++) {
+        if (!(index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void copy_heads(char *to, const char *from, int64_t heads, size_t to_bytes, size_t from_bytes)
 {
     for (int64_t head = 0; head < heads && from_bytes; head++) {

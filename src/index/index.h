@@ -2,7 +2,8 @@
  * index.h - inside a kna_index: per KV head, blocks of 16 consecutive rows.
  *
  * Invariant: a row whose present bit is set is encoded as the cache held it when it was last updated; a block's mean is the
- * mean value of its present rows. Rows that are not present have scale 0 and take no part.
+ * mean value of its present rows as long as none of them was removed, so it is used only where all 16 are present. Rows that
+ * are not present take no part.
  */
 #ifndef KNA_INDEX_H
 #define KNA_INDEX_H
@@ -36,6 +37,8 @@ static inline const uint16_t *kna__index_means(const kna_index *index, int64_t h
     return index->means + (head * index->capacity + block) * index->dv;
 }
 
+/* Whether all of the first n rows are present. */
+bool kna__index_is_full(const kna_index *index, int64_t n);
 
 /* Room for `rows` rows. */
 int kna__index_reserve(kna_context *context, kna_index *index, int64_t rows);
