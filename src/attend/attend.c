@@ -13,19 +13,6 @@ const char *kna_method_name(int method)
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
-/* Keys a mask row allows among lo .. hi - 1. */
-static int64_t allowed(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)
-{
-    if (!p->mask.data) {
-        return hi - lo;
-    }
-    int64_t count = 0;
-    for (int64_t j = lo; j < hi; j++) {
-        count += !kna__mask_forbids(p, head, query, j, 1);
-    }
-    return count;
-}
-
 static double count_seen(const kna__problem *p)
 {
     double seen = 0;
@@ -34,7 +21,7 @@ static double count_seen(const kna__problem *p)
         int64_t lo, hi;
         kna__visible(p, query, &lo, &hi);
         for (int64_t head = 0; head < masks; head++) { /* heads head, head + masks, .. share a mask */
-            seen += (double)allowed(p, head, query, lo, hi) * (double)((p->h - head + masks - 1) / masks);
+            seen += (double)kna__mask_allows(p, head, query, lo, hi) * (double)((p->h - head + masks - 1) / masks);
         }
     }
     return seen;

@@ -72,6 +72,37 @@ bool kna__mask_forbids(const kna__problem *p, int64_t head, int64_t query, int64
                                    : all_minus_infinity_f16((const uint16_t *)(const void *)row + first, count);
 }
 
+/* Without early exit, so that the compiler makes vectors of it. */
+static int64_t count_not(const uint16_t *x, int64_t count, uint16_t value)
+{
+    int64_t differing = 0;
+    for (int64_t first = 0; first < count; first += 4096) {
+        int32_t some = 0;
+        int64_t end = count - first < 4096 ? count : first + 4096;
+        for (int64_t j = first; j < end; j++) {
+            some += x[j] != value;
+        }
+        differing += some;
+    }
+    return differing;
+}
+
+int64_t kna__mask_allows(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)
+{
+    if (!p->mask.data) {
+        return hi - lo;
+    }
+    const char *row = mask_row(p, head, query);
+    if (p->mask.type == KNA_F16) {
+        return count_not((const uint16_t *)(const void *)row + lo, hi - lo, 0xfc00);
+    }
+    int64_t allowed = 0;
+    for (int64_t j = lo; j < hi; j++) {
+        allowed += ((const float *)(const void *)row)[j] != -INFINITY;
+    }
+    return allowed;
+}
+
 void kna__queries_read(const kna__problem *p, float *out, int64_t kv_head, int64_t row, int64_t count)
 {
     for (int64_t r = 0; r < count; r++) {

@@ -36,7 +36,7 @@ static float encode_key(const kna__kernels *kernels, int8_t *out, const kna_rows
     return kernels->quantize(out, x, (size_t)k->dim);
 }
 
-/* Mean value of the rows of a block whose bit is set; rows the view does not hold are left out. */
+/* Mean value of the rows of a block whose bit is set. */
 static void encode_mean(const kna__kernels *kernels, uint16_t *mean, const kna_rows *v, int64_t head, int64_t block,
                         unsigned bits)
 {
@@ -75,16 +75,47 @@ static void encode_block(void *argument, int64_t task, int worker)
                 index->present[block]);
 }
 
+static int check_view(kna_context *context, const kna_rows *rows, const char *name)
+{
+    if (rows->rows < 0 || rows->head_stride_bytes < 0 || rows->row_stride_bytes < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %s: rows and strides must not be negative", name);
+    }
+    if (!kna__row_bytes(rows->type, rows->dim)) {
+        const char *type = kna_type_name(rows->type);
+        return KNA_FAIL(context, KNA_ETYPE, "index: %s: type %s has no rows of %lld numbers", name, type ? type : "unknown",
+                        (long long)rows->dim);
+    }
+    if (rows->rows && (!rows->data || (rows->type == KNA_I8) != (rows->scales != NULL))) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %s: %s", name,
+                        rows->data ? "scales go with type i8 and only with it" : "null data");
+    }
+    return KNA_OK;
+}
+
 static int check_rows(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v)
 {
+    if (!index || !k || !v) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: index, keys and values must not be null");
+    }
     if (k->heads != index->heads || k->dim != index->d || v->heads != index->heads || v->dim != index->dv || v->rows < k->rows) {
         return KNA_FAIL(context, KNA_ESHAPE, "index: keys (%lld,%lld,%lld), values (%lld,%lld,%lld); the index has %lld heads, d = "
                         "%lld, dv = %lld", (long long)k->heads, (long long)k->rows, (long long)k->dim, (long long)v->heads,
                         (long long)v->rows, (long long)v->dim, (long long)index->heads, (long long)index->d,
                         (long long)index->dv);
     }
-    if (!kna__row_bytes(k->type, k->dim) || !kna__row_bytes(v->type, v->dim)) {
-        return KNA_FAIL(context, KNA_ETYPE, "index: keys or values are of a type that has no rows of this length");
+    KNA_TRY(check_view(context, k, "keys"));
+    return check_view(context, v, "values");
+}
+
+/* The last block's mean takes all of its rows that are present, so the view must hold them. */
+static int check_last_block(kna_context *context, const kna_index *index, const kna_rows *v, int64_t end)
+{
+    int64_t block_end = (end + KNA_BLOCK - 1) / KNA_BLOCK * KNA_BLOCK;
+    for (int64_t row = v->rows; row < block_end && row < index->rows; row++) {
+        if (index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1) {
+            return KNA_FAIL(context, KNA_ESHAPE, "index: row %lld shares a block of %d with the rows given, but only %lld are given: "
+                            "give it too, or remove it first", (long long)row, KNA_BLOCK, (long long)v->rows);
+        }
     }
     return KNA_OK;
 }
@@ -93,13 +124,17 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
 {
     context->message[0] = 0;
     KNA_TRY(check_rows(context, index, k, v));
-    if (first < 0 || count < 0 || first > k->rows - count || k->rows > KNA_MAX_ROWS) {
+    if (k->rows > KNA_MAX_ROWS) {
+        return KNA_FAIL(context, KNA_ELIMIT, "index: %lld rows are above the limit %d", (long long)k->rows, KNA_MAX_ROWS);
+    }
+    if (first < 0 || count < 0 || first > k->rows - count) {
         return KNA_FAIL(context, KNA_EINVAL, "index: rows %lld + %lld are outside the %lld given", (long long)first,
                         (long long)count, (long long)k->rows);
     }
     if (!count) {
         return KNA_OK;
     }
+    KNA_TRY(check_last_block(context, index, v, first + count));
     KNA_TRY(kna__index_reserve(context, index, first + count));
     for (int64_t row = first; row < first + count; row++) {
         index->present[row / KNA_BLOCK] |= (uint16_t)(1u << row % KNA_BLOCK);
@@ -121,17 +156,36 @@ static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, co
     return memcmp(now, then, (size_t)index->d) || memcmp(&scale, &scale_then, sizeof scale);
 }
 
+/* A mean is used only where the whole block is present, and kept only there when rows are removed. */
 static bool mean_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *v, int64_t head, int64_t block)
 {
+    if (index->present[block] != UINT16_MAX) {
+        return false;
+    }
     uint16_t now[KNA_MAX_DIM];
     encode_mean(kernels, now, v, head, block, index->present[block]);
     return memcmp(now, kna__index_means(index, head, block), (size_t)index->dv * sizeof *now) != 0;
+}
+
+/* The first present row from `row` on, round the end; -1: none is present. */
+static int64_t present_from(const kna_index *index, int64_t row)
+{
+    for (int64_t i = 0; i < index->rows; i++) {
+        int64_t at = row + i < index->rows ? row + i : row + i - index->rows;
+        if (index->present[at / KNA_BLOCK] >> at % KNA_BLOCK & 1) {
+            return at;
+        }
+    }
+    return -1;
 }
 
 int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k, const kna_rows *v,
                     int64_t samples, uint64_t seed)
 {
     context->message[0] = 0;
+    if (!stale) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: stale must not be null");
+    }
     *stale = 0;
     KNA_TRY(check_rows(context, index, k, v));
     if (samples < 0 || k->rows < index->rows) {
@@ -139,12 +193,13 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
                         (long long)k->rows, (long long)index->rows);
     }
     for (int64_t i = 0; i < samples && index->rows; i++) {
-        int64_t row = (int64_t)(kna__random(seed, 0, (uint64_t)i) % (uint64_t)index->rows);
+        int64_t row = present_from(index, (int64_t)(kna__random(seed, 0, (uint64_t)i) % (uint64_t)index->rows));
         int64_t head = (int64_t)(kna__random(seed, 1, (uint64_t)i) % (uint64_t)index->heads);
-        if (index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1) {
-            *stale += row_is_stale(context->kernels, index, k, head, row) ||
-                      mean_is_stale(context->kernels, index, v, head, row / KNA_BLOCK);
+        if (row < 0) {
+            break;
         }
+        *stale += row_is_stale(context->kernels, index, k, head, row) ||
+                  mean_is_stale(context->kernels, index, v, head, row / KNA_BLOCK);
     }
     return KNA_OK;
 }

@@ -131,9 +131,9 @@ int kna__index_reserve(kna_context *context, kna_index *index, int64_t rows)
 int kna_index_remove(kna_context *context, kna_index *index, int64_t first, int64_t count)
 {
     context->message[0] = 0;
-    if (first < 0 || count < 0 || first > KNA_MAX_ROWS - count) {
-        return KNA_FAIL(context, KNA_EINVAL, "index: rows %lld + %lld are outside 0..%d", (long long)first, (long long)count,
-                        KNA_MAX_ROWS);
+    if (!index || first < 0 || count < 0 || first > KNA_MAX_ROWS - count) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: rows %lld + %lld are outside 0..%d, or the index is null", (long long)first,
+                        (long long)count, KNA_MAX_ROWS);
     }
     int64_t end = first + count < index->rows ? first + count : index->rows;
     for (int64_t row = first; row < end; row++) {

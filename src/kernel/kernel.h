@@ -76,7 +76,7 @@ typedef struct kna__kernels {
     /*
      * Scores of g int8 queries against packed blocks: out[i*ldo + 16b + r] = (q_scale[i] * scales[16b + r]) * <q_i, key>.
      * Packing: block b is d4 groups (d4 = ceil(d/4)) of 16 rows of 4 numbers, each number + 128 as a byte:
-     * byte[((b*d4 + c/4)*16 + r)*4 + c%4]. q_i has 4*d4 numbers, zero padded; ldq its stride in bytes.
+     * byte[((b*d4 + c/4)*16 + r)*4 + c%4]. q_i has 4*d4 numbers in -127..127, zero padded; ldq its stride in bytes.
      */
     void (*scan)(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g, const uint8_t *packed,
                  const float *scales, size_t blocks, size_t d4);

@@ -93,6 +93,14 @@ static inline void v_sum4(float *out, vf a, vf b, vf c, vf d)
     _mm_storeu_ps(out, halves_sum(_mm256_hadd_ps(ab, cd)));
 }
 
+static inline void v_max4(float *out, vf a, vf b, vf c, vf d)
+{
+    vf ab = v_max(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    vf cd = v_max(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    vf abcd = v_max(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
 /* ---- loads of the row types; the partial ones copy into a zeroed buffer first. */
 static inline vf vt_f32_load(const char *row, size_t c)
 {
@@ -270,38 +278,56 @@ static float quantize_avx2(int8_t *out, const float *x, size_t d)
 }
 
 /*
- * One block against one query. A vector of 16-bit products of pairs holds two partial sums for each of 4 rows; hadd joins
- * them once, at the end. No sum overflows: d * 127 * 127 < 2^31.
+ * One block against up to four queries. vpmaddubsw wants one operand unsigned: <q,key> = <q with the signs of key, |key|>. Its
+ * pairs fit 16 bits because |q| <= 127 and |key| <= 128. Four columns of a row end in one lane, so nothing is summed across lanes.
  */
-static inline void scan_block(float *out, const int8_t *q, float q_scale, const uint8_t *block, const float *scales, size_t d4)
+static inline __attribute__((always_inline)) void scan_tile(float *out, size_t ldo, const int8_t *q, size_t ldq,
+                                                            const float *q_scale, size_t g, const uint8_t *block,
+                                                            const float *scales, size_t d4)
 {
-    __m256i sum[4];
-    sum[0] = sum[1] = sum[2] = sum[3] = _mm256_setzero_si256();
-    __m256i offset = _mm256_set1_epi16(128);
+    __m256i sum[4][2];
+    __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi8(-128);
+    for (size_t i = 0; i < g; i++) {
+        sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+    }
     for (size_t c = 0; c < d4; c++) {
-        int32_t four;
-        memcpy(&four, q + 4 * c, sizeof four);
-        __m256i y = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-        const uint8_t *at = block + c * 4 * KNA_BLOCK;
-        for (size_t x = 0; x < 4; x++) {
-            __m256i key = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(at + 16 * x)));
-            sum[x] = _mm256_add_epi32(sum[x], _mm256_madd_epi16(_mm256_sub_epi16(key, offset), y));
+        const __m256i *at = (const __m256i *)(const void *)(block + c * 4 * KNA_BLOCK);
+        for (size_t x = 0; x < 2; x++) {
+            __m256i key = _mm256_xor_si256(_mm256_loadu_si256(at + x), offset);
+            __m256i size = _mm256_abs_epi8(key);
+            for (size_t i = 0; i < g; i++) {
+                int32_t four;
+                memcpy(&four, q + i * ldq + 4 * c, sizeof four);
+                __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(four), key));
+                sum[i][x] = _mm256_add_epi32(sum[i][x], _mm256_madd_epi16(pairs, ones));
+            }
         }
     }
-    __m256i low = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
-    __m256i high = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2], sum[3]), 0xd8);
-    vf factor = v_set1(q_scale);
-    v_store(out, v_mul(v_mul(factor, v_load(scales)), _mm256_cvtepi32_ps(low)));
-    v_store(out + 8, v_mul(v_mul(factor, v_load(scales + 8)), _mm256_cvtepi32_ps(high)));
+    for (size_t i = 0; i < g; i++) {
+        for (size_t x = 0; x < 2; x++) {
+            vf factor = v_mul(v_set1(q_scale[i]), v_load(scales + 8 * x));
+            v_store(out + i * ldo + 8 * x, v_mul(factor, _mm256_cvtepi32_ps(sum[i][x])));
+        }
+    }
 }
 
 static void scan_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g, const uint8_t *packed,
                       const float *scales, size_t blocks, size_t d4)
 {
     for (size_t b = 0; b < blocks; b++) {
-        for (size_t i = 0; i < g; i++) {
-            scan_block(out + i * ldo + b * KNA_BLOCK, q + i * ldq, q_scale[i], packed + b * d4 * 4 * KNA_BLOCK,
-                       scales + b * KNA_BLOCK, d4);
+        const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
+        const float *s = scales + b * KNA_BLOCK;
+        float *o = out + b * KNA_BLOCK;
+        size_t i = 0;
+        for (; i + 4 <= g; i += 4) {
+            scan_tile(o + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, 4, block, s, d4);
+        }
+        if (g - i == 3) {
+            scan_tile(o + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, 3, block, s, d4);
+        } else if (g - i == 2) {
+            scan_tile(o + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, 2, block, s, d4);
+        } else if (g - i == 1) {
+            scan_tile(o + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, 1, block, s, d4);
         }
     }
 }

@@ -65,18 +65,18 @@ static inline vf v_zero_below(vf x, vf y, float limit)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_set1_ps(limit), _CMP_NLT_UQ), x);
 }
 
-static inline __m256 halves_sum(vf x)
-{
-    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-}
-
-static inline void v_sum4(float *out, vf a, vf b, vf c, vf d)
-{
-    __m256 ab = _mm256_hadd_ps(halves_sum(a), halves_sum(b));
-    __m256 cd = _mm256_hadd_ps(halves_sum(c), halves_sum(d));
-    __m256 abcd = _mm256_hadd_ps(ab, cd);
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
-}
+/* Lanes of four vectors joined side by side: in pairs, in fours, then 512 to 256 to 128 bits. */
+#define V_JOIN4(name, join, join256, join128)                                                              \
+    static inline void name(float *out, vf a, vf b, vf c, vf d)                                            \
+    {                                                                                                      \
+        vf ab = join(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));                                  \
+        vf cd = join(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));                                  \
+        vf all = join(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));                   \
+        __m256 half = join256(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));                \
+        _mm_storeu_ps(out, join128(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));         \
+    }
+V_JOIN4(v_sum4, _mm512_add_ps, _mm256_add_ps, _mm_add_ps)
+V_JOIN4(v_max4, _mm512_max_ps, _mm256_max_ps, _mm_max_ps)
 
 /* ---- loads of the row types; masks cut the tails. */
 static inline vf vt_f32_load(const char *row, size_t c)
@@ -177,44 +177,11 @@ static size_t count_avx512(const float *x, size_t n, float threshold)
     return count;
 }
 
-/* 32 rows of 16-bit products at a time: rows 0..7 and 8..15 of a group of four columns. */
-static inline void scan_block(float *out, const int8_t *q, float q_scale, const uint8_t *block, const float *scales, size_t d4)
-{
-    __m512i low = _mm512_setzero_si512(), high = low;
-    __m512i offset = _mm512_set1_epi16(128);
-    for (size_t c = 0; c < d4; c++) {
-        int32_t four;
-        memcpy(&four, q + 4 * c, sizeof four);
-        __m512i y = _mm512_cvtepi8_epi16(_mm256_set1_epi32(four));
-        const char *at = (const char *)block + c * 4 * KNA_BLOCK;
-        __m512i first = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)at));
-        __m512i second = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
-        low = _mm512_add_epi32(low, _mm512_madd_epi16(_mm512_sub_epi16(first, offset), y));
-        high = _mm512_add_epi32(high, _mm512_madd_epi16(_mm512_sub_epi16(second, offset), y));
-    }
-    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    __m512i sum = _mm512_add_epi32(_mm512_permutex2var_epi32(low, even, high), _mm512_permutex2var_epi32(low, odd, high));
-    v_store(out, v_mul(v_mul(v_set1(q_scale), v_load(scales)), _mm512_cvtepi32_ps(sum)));
-}
-
-static void scan_avx512(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g,
-                        const uint8_t *packed, const float *scales, size_t blocks, size_t d4)
-{
-    for (size_t b = 0; b < blocks; b++) {
-        for (size_t i = 0; i < g; i++) {
-            scan_block(out + i * ldo + b * KNA_BLOCK, q + i * ldq, q_scale[i], packed + b * d4 * 4 * KNA_BLOCK,
-                       scales + b * KNA_BLOCK, d4);
-        }
-    }
-}
-
 bool kna__kernels_avx512(kna__kernels *table)
 {
     V_FILL(table)
     table->select = select_avx512;
     table->count = count_avx512;
-    table->scan = scan_avx512;
     return true;
 }
 
@@ -230,17 +197,15 @@ bool kna__kernels_avx512(kna__kernels *table)
 
 /*
  * vpdpbusd adds four unsigned * signed products to each of 16 lanes: lane r is row r, nothing is summed across lanes. Two
- * blocks and up to four queries at a time hide its latency of 5. The offset of 128 is taken off once: 128 * sum(q).
+ * blocks and up to four queries at a time hide its latency of 5. Keys are offset by 128, which adds 128 * sum(q): `excess`.
  */
 static inline __attribute__((always_inline)) void scan_tile(float *out, size_t ldo, const int8_t *q, size_t ldq,
-                                                            const float *q_scale, size_t g, const uint8_t *block,
-                                                            const float *scales, size_t tile, size_t d4)
+                                                            const float *q_scale, const int32_t *excess, size_t g,
+                                                            const uint8_t *block, const float *scales, size_t tile, size_t d4)
 {
     __m512i sum[4][2];
-    __m512i q_sum[4];
-    __m512i ones = _mm512_set1_epi8(1);
     for (size_t i = 0; i < g; i++) {
-        sum[i][0] = sum[i][1] = q_sum[i] = _mm512_setzero_si512();
+        sum[i][0] = sum[i][1] = _mm512_set1_epi32(-excess[i]);
     }
     for (size_t c = 0; c < d4; c++) {
         __m512i key[2];
@@ -251,57 +216,78 @@ static inline __attribute__((always_inline)) void scan_tile(float *out, size_t l
             int32_t four;
             memcpy(&four, q + i * ldq + 4 * c, sizeof four);
             __m512i y = _mm512_set1_epi32(four);
-            q_sum[i] = _mm512_dpbusd_epi32(q_sum[i], ones, y);
             for (size_t b = 0; b < tile; b++) {
                 sum[i][b] = _mm512_dpbusd_epi32(sum[i][b], key[b], y);
             }
         }
     }
     for (size_t i = 0; i < g; i++) {
-        __m512i offset = _mm512_slli_epi32(q_sum[i], 7);
         for (size_t b = 0; b < tile; b++) {
-            __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][b], offset));
             __m512 factor = _mm512_mul_ps(_mm512_set1_ps(q_scale[i]), _mm512_loadu_ps(scales + b * KNA_BLOCK));
-            _mm512_storeu_ps(out + i * ldo + b * KNA_BLOCK, _mm512_mul_ps(factor, value));
+            _mm512_storeu_ps(out + i * ldo + b * KNA_BLOCK, _mm512_mul_ps(factor, _mm512_cvtepi32_ps(sum[i][b])));
         }
     }
 }
 
 static inline __attribute__((always_inline)) void scan_queries(float *out, size_t ldo, const int8_t *q, size_t ldq,
-                                                               const float *q_scale, size_t g, const uint8_t *block,
-                                                               const float *scales, size_t tile, size_t d4)
+                                                               const float *q_scale, const int32_t *excess, size_t g,
+                                                               const uint8_t *block, const float *scales, size_t tile, size_t d4)
 {
     switch (g) {
     case 1:
-        scan_tile(out, ldo, q, ldq, q_scale, 1, block, scales, tile, d4);
+        scan_tile(out, ldo, q, ldq, q_scale, excess, 1, block, scales, tile, d4);
         break;
     case 2:
-        scan_tile(out, ldo, q, ldq, q_scale, 2, block, scales, tile, d4);
+        scan_tile(out, ldo, q, ldq, q_scale, excess, 2, block, scales, tile, d4);
         break;
     case 3:
-        scan_tile(out, ldo, q, ldq, q_scale, 3, block, scales, tile, d4);
+        scan_tile(out, ldo, q, ldq, q_scale, excess, 3, block, scales, tile, d4);
         break;
     default:
-        scan_tile(out, ldo, q, ldq, q_scale, 4, block, scales, tile, d4);
+        scan_tile(out, ldo, q, ldq, q_scale, excess, 4, block, scales, tile, d4);
         break;
+    }
+}
+
+/* The sums of up to SCAN_G queries fit on the stack; keys are read once for that many. */
+#define SCAN_G 32
+
+static void excess_of(int32_t *excess, const int8_t *q, size_t ldq, size_t g, size_t d4)
+{
+    for (size_t i = 0; i < g; i++) {
+        int32_t sum = 0;
+        for (size_t c = 0; c < 4 * d4; c++) {
+            sum += q[i * ldq + c];
+        }
+        excess[i] = 128 * sum;
+    }
+}
+
+static void scan_group(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g, const uint8_t *packed,
+                       const float *scales, size_t blocks, size_t d4)
+{
+    int32_t excess[SCAN_G];
+    excess_of(excess, q, ldq, g, d4);
+    for (size_t b = 0; b < blocks; b += 2) {
+        const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
+        for (size_t i = 0; i < g; i += 4) {
+            size_t some = g - i < 4 ? g - i : 4;
+            float *o = out + i * ldo + b * KNA_BLOCK;
+            if (blocks - b >= 2) {
+                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, excess + i, some, block, scales + b * KNA_BLOCK, 2, d4);
+            } else {
+                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, excess + i, some, block, scales + b * KNA_BLOCK, 1, d4);
+            }
+        }
     }
 }
 
 static void scan_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g,
                             const uint8_t *packed, const float *scales, size_t blocks, size_t d4)
 {
-    for (size_t b = 0; b < blocks; b += 2) {
-        size_t tile = blocks - b < 2 ? 1 : 2;
-        const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
-        for (size_t i = 0; i < g; i += 4) {
-            size_t some = g - i < 4 ? g - i : 4;
-            float *o = out + i * ldo + b * KNA_BLOCK;
-            if (tile == 2) {
-                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, some, block, scales + b * KNA_BLOCK, 2, d4);
-            } else {
-                scan_queries(o, ldo, q + i * ldq, ldq, q_scale + i, some, block, scales + b * KNA_BLOCK, 1, d4);
-            }
-        }
+    for (size_t i = 0; i < g; i += SCAN_G) {
+        size_t some = g - i < SCAN_G ? g - i : SCAN_G;
+        scan_group(out + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, some, packed, scales, blocks, d4);
     }
 }
 

@@ -64,6 +64,11 @@ static inline void v_sum4(float *out, vf a, vf b, vf c, vf d)
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 
+static inline void v_max4(float *out, vf a, vf b, vf c, vf d)
+{
+    vst1q_f32(out, vpmaxq_f32(vpmaxq_f32(a, b), vpmaxq_f32(c, d)));
+}
+
 /* ---- loads of the row types; the partial ones copy into a zeroed buffer first. */
 static inline vf vt_f32_load(const char *row, size_t c)
 {

@@ -11,7 +11,7 @@
  *   v_fma(a,b,c) = a*b+c   v_copysign(x,y) = |x| with the sign of y
  *   v_loadn(p,n) v_storen(p,x,n)   the first n < W floats, the rest read as 0 and not written
  *   v_sum(x) v_hmax(x)             across lanes
- *   v_sum4(out,a,b,c,d)            out[0..3] = the four lane sums
+ *   v_sum4(out,a,b,c,d)            out[0..3] = the four lane sums; v_max4 likewise
  *   v_pow2(n)                      2^n for integral n in [-126,127]
  *   v_round(x)                     nearest even
  *   v_zero_below(x,y,limit)        0 where y < limit, else x
@@ -328,16 +328,22 @@ V_INLINE vf V_NAME(exp)(vf x)
     return v_zero_below(v_mul(p, v_pow2(n)), x, -87.33654f);
 }
 
+/* Four accumulators: the order of a maximum does not matter, its latency does. */
 static float V_NAME(max)(const float *x, size_t n)
 {
     float best = -__builtin_inff();
     size_t i = 0;
     if (n >= V_W) {
-        vf most = v_load(x);
-        for (i = V_W; i + V_W <= n; i += V_W) {
-            most = v_max(most, v_load(x + i));
+        vf most[4] = { v_load(x), v_load(x), v_load(x), v_load(x) };
+        for (; i + 4 * V_W <= n; i += 4 * V_W) {
+            for (size_t j = 0; j < 4; j++) {
+                most[j] = v_max(most[j], v_load(x + i + j * V_W));
+            }
         }
-        best = v_hmax(most);
+        for (; i + V_W <= n; i += V_W) {
+            most[0] = v_max(most[0], v_load(x + i));
+        }
+        best = v_hmax(v_max(v_max(most[0], most[1]), v_max(most[2], most[3])));
     }
     for (; i < n; i++) {
         best = x[i] > best ? x[i] : best;
@@ -427,27 +433,33 @@ static void V_NAME(add_f16)(float *x, float a, const uint16_t *mask, size_t n)
     }
 }
 
-static void V_NAME(block_max)(float *out, const float *x, size_t blocks)
-{
-    for (size_t b = 0; b < blocks; b++) {
-        vf most = v_load(x + b * KNA_BLOCK);
-        for (size_t i = V_W; i < KNA_BLOCK; i += V_W) {
-            most = v_max(most, v_load(x + b * KNA_BLOCK + i));
-        }
-        out[b] = v_hmax(most);
+/* Blocks of 16 by fours, so that lanes are joined for four at once; the last few by repeating one of them. */
+#define V_BLOCKS(name, join, join4)                                                           \
+    V_INLINE vf V_NAME(name##_one)(const float *x)                                            \
+    {                                                                                         \
+        vf all = v_load(x);                                                                   \
+        for (size_t i = V_W; i < KNA_BLOCK; i += V_W) {                                       \
+            all = join(all, v_load(x + i));                                                   \
+        }                                                                                     \
+        return all;                                                                           \
+    }                                                                                         \
+    static void V_NAME(name)(float *out, const float *x, size_t blocks)                       \
+    {                                                                                         \
+        for (size_t b = 0; b < blocks; b += 4) {                                              \
+            size_t left = blocks - b, last = left < 4 ? left - 1 : 3;                         \
+            float four[4];                                                                    \
+            vf w[4];                                                                          \
+            for (size_t i = 0; i < 4; i++) {                                                  \
+                w[i] = V_NAME(name##_one)(x + (b + (i < last ? i : last)) * KNA_BLOCK);       \
+            }                                                                                 \
+            join4(left < 4 ? four : out + b, w[0], w[1], w[2], w[3]);                         \
+            if (left < 4) {                                                                   \
+                memcpy(out + b, four, left * sizeof(float));                                  \
+            }                                                                                 \
+        }                                                                                     \
     }
-}
-
-static void V_NAME(block_sum)(float *out, const float *x, size_t blocks)
-{
-    for (size_t b = 0; b < blocks; b++) {
-        vf sum = v_load(x + b * KNA_BLOCK);
-        for (size_t i = V_W; i < KNA_BLOCK; i += V_W) {
-            sum = v_add(sum, v_load(x + b * KNA_BLOCK + i));
-        }
-        out[b] = v_sum(sum);
-    }
-}
+V_BLOCKS(block_max, v_max, v_max4)
+V_BLOCKS(block_sum, v_add, v_sum4)
 
 #define V_FILL_TYPE(table, T, type)          \
     table->dot[type] = V_NAME(dot_##T);      \
