@@ -47,7 +47,8 @@ static int parse(request *r, int argc, char **argv)
     code = code == CLI_GO_ON ? cli_require(&usage, "file", r->input.file) : code;
     for (int i = 1; code == CLI_GO_ON && i < r->depths.count; i++) {
         if (r->depths.values[i] <= r->depths.values[i - 1]) {
-            code = cli_refuse("--depths: %d after %d: the list must ascend", (int)r->depths.values[i], (int)r->depths.values[i - 1]);
+            code =
+                cli_refuse("--depths: %d after %d: the list must ascend", (int)r->depths.values[i], (int)r->depths.values[i - 1]);
         }
     }
     return code;
@@ -56,7 +57,9 @@ static int parse(request *r, int argc, char **argv)
 /* ------------------------------------------------------------------ contenders */
 
 #define CONTENDERS 4
-static const struct { int method, flash; } contenders[CONTENDERS] = { { LM_OFF, 0 }, { LM_OFF, 1 }, { LM_EXACT, 1 }, { LM_KNN, 1 } };
+static const struct {
+    int method, flash;
+} contenders[CONTENDERS] = { { LM_OFF, 0 }, { LM_OFF, 1 }, { LM_EXACT, 1 }, { LM_KNN, 1 } };
 
 static int tokens_needed(const request *r)
 {

@@ -7,9 +7,12 @@
 
 #include <string.h>
 
-#define INPUT(member) offsetof(lm_input, member)
+#define INPUT(member)  offsetof(lm_input, member)
 #define CHOICE(member) offsetof(lm_choice, member)
-#define END { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL }
+#define END                                          \
+    {                                                \
+        NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL \
+    }
 
 const cli_option lm_input_options[] = {
     { "model", 'm', CLI_TEXT, INPUT(model), 0, 0, NULL, "FILE", "the model, a GGUF file" },
@@ -24,16 +27,14 @@ const cli_option lm_choice_options[] = {
       "exact, topk or knn; off: llama.cpp's own attention (default exact)" },
     { "fa", 0, CLI_INT, CHOICE(flash), 0, 1, NULL, "0|1", "off: llama.cpp's -fa 0 or -fa 1 (default 1)" },
     { "k-near", 0, CLI_INT, CHOICE(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn: nearest keys read in full (default 128)" },
-    { "near-sinks", 0, CLI_INT, CHOICE(near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
-      "knn: first keys always read in full (default 4)" },
+    { "near-sinks", 0, CLI_INT, CHOICE(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, CHOICE(near_window), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: recent keys always read in full (default 64)" },
     { "exact-below", 0, CLI_INT, CHOICE(exact_below), 0, KNA_MAX_ROWS, NULL, "N",
       "topk, knn: every key is read while fewer are cached (default 1024)" },
     { "eps", 0, CLI_REAL, CHOICE(eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E (default 0: K as given)" },
-    { "audit", 0, CLI_REAL, CHOICE(audit), 0, 1, NULL, "SHARE",
-      "share of rows also computed exactly, for the report (default 0)" },
+    { "audit", 0, CLI_REAL, CHOICE(audit), 0, 1, NULL, "SHARE", "share of rows also computed exactly, for the report (default 0)" },
     END,
 };
 const cli_option *const lm_choice_settings = lm_choice_options + 2;
@@ -70,11 +71,14 @@ const char *lm_attention_name(const lm_attention *attention)
 int lm_failed(int status, const lm_error *error)
 {
     switch (status) {
-    case LM_OK: return CLI_OK;
+    case LM_OK:
+        return CLI_OK;
     case LM_EMODEL:
     case LM_EINVAL:
-    case LM_ELIMIT: return cli_refuse("%s", error->text);
-    default: return cli_fail("%s", error->text);
+    case LM_ELIMIT:
+        return cli_refuse("%s", error->text);
+    default:
+        return cli_fail("%s", error->text);
     }
 }
 

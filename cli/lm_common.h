@@ -28,7 +28,7 @@ typedef struct lm_choice {
     double eps, audit;
 } lm_choice;
 #define LM_CHOICE { LM_EXACT, 1, -1, -1, -1, -1, -1.0, -1.0 }
-extern const cli_option lm_choice_options[]; /* with --method and --fa first, then the settings */
+extern const cli_option lm_choice_options[];       /* with --method and --fa first, then the settings */
 extern const cli_option *const lm_choice_settings; /* the settings alone */
 
 lm_attention lm_choice_attention(const lm_choice *choice);
@@ -77,7 +77,7 @@ double lm_decode_rate(const lm_timing *timing);
 void lm_print_usage(FILE *to, const lm_usage *usage);
 
 void lm_json_timing(cJSON *object, const lm_timing *timing);
-void lm_json_usage(cJSON *object, const lm_usage *usage);       /* an object "attention", null if nothing went through the plugin */
+void lm_json_usage(cJSON *object, const lm_usage *usage);      /* an object "attention", null if nothing went through the plugin */
 void lm_json_comparison(cJSON *object, const lm_score *score); /* kl_divergence, kl_divergence_error, top_token_agreement */
 
 #endif /* KNA_CLI_LM_COMMON_H */

@@ -21,8 +21,10 @@ typedef struct request {
 #define AT(member) offsetof(request, member)
 
 static const cli_option demo_options[] = {
-    { "tokens", 0, CLI_INT, AT(tokens), 64, 1 << 20, NULL, "N", "the document is cut after its last whole line within N tokens (default 7500)" },
-    { "scored", 0, CLI_INT, AT(scored), 1, 1 << 20, NULL, "N", "tokens at its end that are scored (default 2048, at most half of it)" },
+    { "tokens", 0, CLI_INT, AT(tokens), 64, 1 << 20, NULL, "N",
+      "the document is cut after its last whole line within N tokens (default 7500)" },
+    { "scored", 0, CLI_INT, AT(scored), 1, 1 << 20, NULL, "N",
+      "tokens at its end that are scored (default 2048, at most half of it)" },
     { "count", 'n', CLI_INT, AT(count), 2, 4096, NULL, "N", "tokens each attention continues it with (default 64)" },
     { "html", 0, CLI_TEXT, AT(html), 0, 0, NULL, "FILE", "write the figures as one self-contained page" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print the figures as JSON instead of a table" },
@@ -87,11 +89,13 @@ static int read_document(document *d, const request *r, const lm_model *model)
     }
     int64_t needed = d->tokens.count + r->count - 1, trained = lm_model_positions(model);
     if (d->tokens.count < 64) {
-        return cli_refuse("%s: %d tokens in whole lines within %d, at least 64 are needed", r->input.file, d->tokens.count, (int)r->tokens);
+        return cli_refuse("%s: %d tokens in whole lines within %d, at least 64 are needed", r->input.file, d->tokens.count,
+                          (int)r->tokens);
     }
-    return needed > trained ? cli_refuse("%d tokens of document and %d more (-n) exceed the %d positions this model was trained with",
-                                         d->tokens.count, (int)r->count, (int)trained)
-                            : CLI_OK;
+    return needed > trained
+               ? cli_refuse("%d tokens of document and %d more (-n) exceed the %d positions this model was trained with",
+                            d->tokens.count, (int)r->count, (int)trained)
+               : CLI_OK;
 }
 
 /* The last few lines of the text, not more than a screen's worth. */
@@ -106,7 +110,10 @@ static const char *tail_of(const document *d)
 
 /* ------------------------------------------------------------------ run */
 
-static const struct { int method, flash; const char *name; } contenders[DEMO_CONTENDERS] = {
+static const struct {
+    int method, flash;
+    const char *name;
+} contenders[DEMO_CONTENDERS] = {
     { LM_OFF, 0, "llama.cpp -fa 0" },
     { LM_OFF, 1, "llama.cpp -fa 1" },
     { LM_EXACT, 1, "exact" },
@@ -222,6 +229,7 @@ static int write_page(const demo_result *result, const char *path)
     }
     int code = cli_output_commit();
     if (code == CLI_OK) {
+        fflush(stdout);
         fprintf(stderr, "kna: wrote %s\n", path);
     }
     return code;

@@ -5,10 +5,10 @@
 #include "lm_common.h"
 
 #define DEMO_CONTENDERS 4
-#define DEMO_FULL 0 /* llama.cpp -fa 0, the reference of all comparisons */
-#define DEMO_FLASH 1
-#define DEMO_EXACT 2
-#define DEMO_KNN 3
+#define DEMO_FULL       0 /* llama.cpp -fa 0, the reference of all comparisons */
+#define DEMO_FLASH      1
+#define DEMO_EXACT      2
+#define DEMO_KNN        3
 
 /* One attention. Reading and making are counted apart: prefill and decode. */
 typedef struct demo_entry {
@@ -26,16 +26,16 @@ typedef struct demo_result {
     const char *tail;     /* the document's last lines, before the continuations */
     char machine[128];
     int threads;
-    int tokens;           /* read */
-    int scored;           /* of which scored, the last ones */
-    int count;            /* made by each */
+    int tokens; /* read */
+    int scored; /* of which scored, the last ones */
+    int count;  /* made by each */
     demo_entry entries[DEMO_CONTENDERS];
 } demo_result;
 
 double demo_prefill_ratio(const demo_result *result, int i); /* to the faster of llama.cpp's two */
 double demo_decode_ratio(const demo_result *result, int i);
 
-int demo_print(const demo_result *result);            /* lm_demo_text.c; exit codes */
+int demo_print(const demo_result *result); /* lm_demo_text.c; exit codes */
 int demo_json(const demo_result *result);
 int demo_html(const demo_result *result, FILE *page); /* lm_demo_html.c */
 

@@ -37,11 +37,20 @@ static void put_text(FILE *page, const char *text)
 {
     for (; *text; text++) {
         switch (*text) {
-        case '&': fputs("&amp;", page); break;
-        case '<': fputs("&lt;", page); break;
-        case '>': fputs("&gt;", page); break;
-        case '"': fputs("&quot;", page); break;
-        default: putc(*text, page);
+        case '&':
+            fputs("&amp;", page);
+            break;
+        case '<':
+            fputs("&lt;", page);
+            break;
+        case '>':
+            fputs("&gt;", page);
+            break;
+        case '"':
+            fputs("&quot;", page);
+            break;
+        default:
+            putc(*text, page);
         }
     }
 }
@@ -94,7 +103,7 @@ static const chart charts[] = {
 
 static const char *const bar_class[DEMO_CONTENDERS] = { "peer", "peer", "exact", "knn" };
 
-#define BAR_WIDTH 250.0
+#define BAR_WIDTH  250.0
 #define ROW_HEIGHT 40
 
 static void put_bar(FILE *page, const chart *c, const demo_result *result, int i, double most)
@@ -103,7 +112,8 @@ static void put_bar(FILE *page, const chart *c, const demo_result *result, int i
     int y = 50 + i * ROW_HEIGHT;
     fprintf(page, "<text x=\"0\" y=\"%d\">", y + 11);
     put_text(page, result->entries[i].name);
-    fprintf(page, "</text><rect class=\"%s\" x=\"0\" y=\"%d\" width=\"%.1f\" height=\"14\" rx=\"2\"/>", bar_class[i], y + 16, width);
+    fprintf(page, "</text><rect class=\"%s\" x=\"0\" y=\"%d\" width=\"%.1f\" height=\"14\" rx=\"2\"/>", bar_class[i], y + 16,
+            width);
     fprintf(page, "<text x=\"%.1f\" y=\"%d\">%.*f%s</text>\n", width + 6.0, y + 28, c->digits, value, c->sign);
 }
 
@@ -115,7 +125,8 @@ static void put_chart(FILE *page, const chart *c, const demo_result *result)
     }
     fprintf(page, "<figure class=\"card\"><svg viewBox=\"0 0 320 %d\" role=\"img\" aria-label=\"%s, %s\">\n",
             54 + DEMO_CONTENDERS * ROW_HEIGHT, c->title, c->unit);
-    fprintf(page, "<text class=\"title\" x=\"0\" y=\"15\">%s</text><text class=\"soft\" x=\"0\" y=\"34\">%s</text>\n", c->title, c->unit);
+    fprintf(page, "<text class=\"title\" x=\"0\" y=\"15\">%s</text><text class=\"soft\" x=\"0\" y=\"34\">%s</text>\n", c->title,
+            c->unit);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         put_bar(page, c, result, i, most);
     }
@@ -127,7 +138,8 @@ static void put_chart(FILE *page, const chart *c, const demo_result *result)
 static void put_head(FILE *page)
 {
     fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>kNN attention on one document</title>\n<style>\n",
+          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>kNN attention on one "
+          "document</title>\n<style>\n",
           page);
     for (size_t i = 0; i < sizeof style / sizeof style[0]; i++) {
         fputs(style[i], page);
@@ -135,16 +147,26 @@ static void put_head(FILE *page)
     fputs("</style>\n</head>\n<body>\n<main>\n", page);
 }
 
+static double off_full(const demo_result *result, int i)
+{
+    return lm_score_perplexity(&result->entries[i].score) / lm_score_perplexity(&result->entries[DEMO_FULL].score) - 1.0;
+}
+
 static void put_summary(FILE *page, const demo_result *result)
 {
-    const demo_entry *knn = &result->entries[DEMO_KNN];
-    double full = lm_score_perplexity(&result->entries[DEMO_FULL].score);
-    fputs("<h1>kNN attention inside a model, on one document</h1>\n<p>", page);
-    fprintf(page, "Behind %d tokens of context, <strong>knn</strong> decodes %.1f tokens per second, <strong>%.2f times</strong> the faster "
-                  "of llama.cpp's two settings. It reads %.1f %% of the keys in full and estimates the rest from block means; its "
-                  "perplexity is %+.2f %% off full attention, and the first %d of %d tokens it makes are the same.</p>\n",
-            result->tokens, lm_decode_rate(&knn->made), demo_decode_ratio(result, DEMO_KNN), 100.0 * lm_usage_full(&knn->made_usage),
-            100.0 * (lm_score_perplexity(&knn->score) / full - 1.0), knn->equal, result->count);
+    const demo_entry *knn = &result->entries[DEMO_KNN], *flash = &result->entries[DEMO_FLASH];
+    fputs("<h1>kNN attention inside a model, on one document</h1>\n", page);
+    fprintf(page,
+            "<p>Behind %d tokens of context, <strong>knn</strong> decodes %.1f tokens per second, <strong>%.2f times</strong> the "
+            "faster "
+            "of llama.cpp's two settings. It reads %.1f %% of the keys in full and estimates the rest from block means.</p>\n",
+            result->tokens, lm_decode_rate(&knn->made), demo_decode_ratio(result, DEMO_KNN),
+            100.0 * lm_usage_full(&knn->made_usage));
+    fprintf(
+        page,
+        "<p>Measured from llama.cpp -fa 0, knn's perplexity is %+.2f %% off and its first %d of %d tokens are the same. For scale: "
+        "llama.cpp -fa 1, which differs from it by rounding only, is %+.2f %% off, and the first %d tokens are the same.</p>\n",
+        100.0 * off_full(result, DEMO_KNN), knn->equal, result->count, 100.0 * off_full(result, DEMO_FLASH), flash->equal);
     fputs("<p class=\"soft\">Model: ", page);
     put_text(page, lm_model_name(result->model));
     fputs(". Document: ", page);
@@ -166,38 +188,41 @@ static void put_percent(FILE *page, int applies, double share)
 static void put_entry(FILE *page, const demo_result *result, int i)
 {
     const demo_entry *entry = &result->entries[i];
-    double ppl = lm_score_perplexity(&entry->score), full = lm_score_perplexity(&result->entries[DEMO_FULL].score);
     fputs("<tr><td>", page);
     put_text(page, entry->name);
     fprintf(page, "</td><td>%.1f</td><td>%.2f×</td>", lm_prefill_rate(&entry->read), demo_prefill_ratio(result, i));
     fprintf(page, "<td>%.1f</td><td>%.2f×</td>", lm_decode_rate(&entry->made), demo_decode_ratio(result, i));
     put_percent(page, 1, lm_usage_full(&entry->made_usage));
     put_percent(page, entry->made_usage.rows > 0, entry->made_usage.tail_mass);
-    fprintf(page, "<td>%.3f</td>", ppl);
+    fprintf(page, "<td>%.3f</td>", lm_score_perplexity(&entry->score));
     if (i == DEMO_FULL) {
         fputs("<td>–</td><td>–</td><td>–</td><td>–</td></tr>\n", page);
         return;
     }
-    fprintf(page, "<td>%+.2f %%</td><td>%.5f</td>", 100.0 * (ppl / full - 1.0), lm_mean_value(&entry->score.divergence));
+    fprintf(page, "<td>%+.2f %%</td><td>%.5f</td>", 100.0 * off_full(result, i), lm_mean_value(&entry->score.divergence));
     put_percent(page, 1, lm_score_agreement(&entry->score));
     fprintf(page, "<td>%d of %d</td></tr>\n", entry->equal, result->count);
 }
 
 static void put_table(FILE *page, const demo_result *result)
 {
-    fputs("<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th>attention</th><th>prefill t/s</th><th>ratio</th><th>decode t/s</th>"
-          "<th>ratio</th><th>keys in full</th><th>tail mass</th><th>perplexity</th><th>to -fa 0</th><th>KL div.</th><th>same top</th>"
-          "<th>equal tokens</th></tr></thead>\n<tbody>\n",
-          page);
+    fputs(
+        "<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th>attention</th><th>prefill t/s</th><th>ratio</th><th>decode "
+        "t/s</th>"
+        "<th>ratio</th><th>keys in full</th><th>tail mass</th><th>perplexity</th><th>to -fa 0</th><th>KL div.</th><th>same top</th>"
+        "<th>equal tokens</th></tr></thead>\n<tbody>\n",
+        page);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         put_entry(page, result, i);
     }
-    fprintf(page, "</tbody></table></div>\n<p class=\"soft\">All figures were measured in one run. The four contexts took turns, block by "
-                  "block while reading and token by token while making, in rotating order. Ratios are to the faster of llama.cpp's two "
-                  "settings. Keys in full and tail mass are those of the decoded tokens; tail mass is the share of the softmax that was "
-                  "estimated. Perplexity, KL divergence (nats, from llama.cpp -fa 0) and same top token are over the last %d tokens of "
-                  "the document. Tokens made are the most likely ones; end-of-text tokens are not taken.</p>\n",
-            result->scored);
+    fprintf(
+        page,
+        "</tbody></table></div>\n<p class=\"soft\">All figures were measured in one run. The four contexts took turns, block by "
+        "block while reading and token by token while making, in rotating order. Ratios are to the faster of llama.cpp's two "
+        "settings. Keys in full and tail mass are those of the decoded tokens; tail mass is the share of the softmax that was "
+        "estimated. Perplexity, KL divergence (nats, from llama.cpp -fa 0) and same top token are over the last %d tokens of "
+        "the document. Tokens made are the most likely ones; end-of-text tokens are not taken.</p>\n",
+        result->scored);
 }
 
 /* Runs of tokens that the reference has at the same place are plain, others marked. */

@@ -87,7 +87,10 @@ static void equal(char *text, size_t size, const demo_result *result, int i)
     }
 }
 
-static const struct { const char *label; demo_cell cell; } rows[] = {
+static const struct {
+    const char *label;
+    demo_cell cell;
+} rows[] = {
     { "prefill, tokens/s", prefill },
     { "  to the faster llama.cpp", prefill_ratio },
     { "decode, tokens/s", decode },
@@ -131,8 +134,8 @@ static int print_continuations(const demo_result *result)
 int demo_print(const demo_result *result)
 {
     printf("%s on %s, %d threads\n", lm_model_name(result->model), result->machine, result->threads);
-    printf("%s: %d tokens read, perplexity and divergence over the last %d, %d more made by each\n\n", result->document, result->tokens,
-           result->scored, result->count);
+    printf("%s: %d tokens read, perplexity and divergence over the last %d, %d more made by each\n\n", result->document,
+           result->tokens, result->scored, result->count);
     printf("%-27s", "");
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         printf(" %15s", result->entries[i].name);

@@ -110,8 +110,8 @@ static int fit_context(int *positions, const request *r, const lm_model *model, 
                           r->context > 0 ? "-c" : "what the model was trained with; -c N goes beyond");
     }
     if (needed > room) {
-        return cli_refuse("the prompt has %d tokens and %d more are to be made (-n): the context of %d is too small",
-                          prompt->count, (int)r->count, (int)room);
+        return cli_refuse("the prompt has %d tokens and %d more are to be made (-n): the context of %d is too small", prompt->count,
+                          (int)r->count, (int)room);
     }
     if (r->context > trained) {
         cli_warn("-c %d is more than the %d positions this model was trained with", (int)r->context, (int)trained);

@@ -15,7 +15,8 @@ typedef struct request {
 #define AT(member) offsetof(request, member)
 
 static const cli_option ppl_options[] = {
-    { "ctx", 'c', CLI_INT, AT(context), 4, 1 << 20, NULL, "N", "tokens per window; the second half of each is scored (default 512)" },
+    { "ctx", 'c', CLI_INT, AT(context), 4, 1 << 20, NULL, "N",
+      "tokens per window; the second half of each is scored (default 512)" },
     { "chunks", 0, CLI_INT, AT(chunks), 1, 1 << 30, NULL, "N", "at most N windows (default: all whole ones)" },
     { "compare", 0, CLI_FLAG, AT(compare), 0, 0, NULL, NULL, "read the windows with llama.cpp -fa 0 too and compare" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print the figures as JSON" },
@@ -145,7 +146,8 @@ static int check_text(const request *r, const lm_desk *desk, const lm_tokens *te
         return cli_refuse("%s: %d tokens, fewer than one window of %d (-c)", r->input.file, text->count, (int)r->context);
     }
     if (r->context > lm_model_positions(desk->model)) {
-        cli_warn("-c %d is more than the %d positions this model was trained with", (int)r->context, lm_model_positions(desk->model));
+        cli_warn("-c %d is more than the %d positions this model was trained with", (int)r->context,
+                 lm_model_positions(desk->model));
     }
     return CLI_OK;
 }

@@ -41,8 +41,8 @@ typedef struct lm_error {
 /* ------------------------------------------------------------------ 1. Runtime */
 
 typedef struct lm_runtime_options {
-    const char *llama_dir; /* folder of llama.cpp's shared libraries; NULL: KNA_LLAMA_DIR, else where they were at build time */
-    const char *plugin;    /* libggml-knnattn.so; NULL: KNA_PLUGIN, else beside the executable, else ../lib, else as installed */
+    const char *llama_dir; /* folder of llama.cpp's backends; NULL: KNA_LLAMA_DIR, else beside the libllama in use */
+    const char *plugin;    /* libggml-knnattn.so; NULL: KNA_PLUGIN, else beside the executable, else where it is installed */
     int verbose;           /* 1: llama.cpp's log goes to standard error */
 } lm_runtime_options;
 
@@ -64,10 +64,10 @@ typedef struct lm_model lm_model;
 int lm_model_open(lm_model **model, const char *path, lm_error *error);
 void lm_model_close(lm_model *model);
 
-const char *lm_model_name(const lm_model *model); /* "llama 135M Q4_1", as llama.cpp describes it */
-int lm_model_vocab(const lm_model *model);        /* number of tokens */
-int lm_model_positions(const lm_model *model);    /* context the model was trained with */
-int32_t lm_model_bos(const lm_model *model);      /* token that starts every text, -1: this model takes none */
+const char *lm_model_name(const lm_model *model);        /* of the file, without folders and ".gguf" */
+int lm_model_vocab(const lm_model *model);               /* number of tokens */
+int lm_model_positions(const lm_model *model);           /* context the model was trained with */
+int32_t lm_model_bos(const lm_model *model);             /* token that starts every text, -1: this model takes none */
 int lm_model_ends(const lm_model *model, int32_t token); /* 1: an end-of-generation token */
 
 typedef struct lm_tokens {
@@ -118,17 +118,17 @@ typedef struct lm_attention {
 
 /* What the plugin did for a session, over layers and steps. A row is one (query, head) pair. rows = 0: nothing went through it. */
 typedef struct lm_usage {
-    int64_t rows, rows_exact;   /* rows that took every key they see */
-    double keys_seen;           /* sum over rows of the keys the mask allows */
-    double keys_full;           /* of which: read in full */
-    double bytes_share;         /* bytes of keys, values and index read / what exact attention reads */
-    double tail_mass;           /* mean share of the softmax that was estimated or dropped */
-    int64_t audited;            /* rows also computed exactly */
-    double audit_mean;          /* their mean relative error; negative: none */
+    int64_t rows, rows_exact; /* rows that took every key they see */
+    double keys_seen;         /* sum over rows of the keys the mask allows */
+    double keys_full;         /* of which: read in full */
+    double bytes_share;       /* bytes of keys, values and index read / what exact attention reads */
+    double tail_mass;         /* mean share of the softmax that was estimated or dropped */
+    int64_t audited;          /* rows also computed exactly */
+    double audit_mean;        /* their mean relative error; negative: none */
     double audit_p95;
-    double time_s, index_s;     /* in attention, and of that for the index */
-    size_t index_bytes;         /* most held at once */
-    int64_t stale_rows;         /* rows of the cache that changed without notice, found and encoded again */
+    double time_s, index_s; /* in attention, and of that for the index */
+    size_t index_bytes;     /* most held at once */
+    int64_t stale_rows;     /* rows of the cache that changed without notice, found and encoded again */
 } lm_usage;
 
 /* lm_usage_full() - share of the keys seen that were read in full, 1 of nothing. */

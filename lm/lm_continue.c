@@ -51,7 +51,7 @@ typedef struct pair {
     const lm_model *model;
     lm_session *both[2]; /* the maker, its reference or NULL */
     int row;
-    int agreeing;        /* 1 while the most likely tokens have always agreed */
+    int agreeing; /* 1 while the most likely tokens have always agreed */
 } pair;
 
 static void compare(pair *p, lm_score *score, int *equal)
@@ -71,7 +71,8 @@ static int advance(pair *p, int step, int32_t token, lm_error *error)
     return lm_decode_all(p->both, p->both[1] ? 2 : 1, step, &token, 1, 1, error);
 }
 
-static int make_all(lm_tokens *tokens, lm_score *score, int *equal, pair *p, float *scratch, const lm_generation *how, lm_error *error)
+static int make_all(lm_tokens *tokens, lm_score *score, int *equal, pair *p, float *scratch, const lm_generation *how,
+                    lm_error *error)
 {
     int status = LM_OK;
     for (int step = 0; status == LM_OK && step < how->count; step++) {
@@ -89,8 +90,8 @@ static int make_all(lm_tokens *tokens, lm_score *score, int *equal, pair *p, flo
     return status;
 }
 
-int lm_generate(lm_tokens *tokens, lm_score *score, int *equal, const lm_model *model, lm_session *made, lm_session *reference, int row,
-                const lm_generation *how, lm_error *error)
+int lm_generate(lm_tokens *tokens, lm_score *score, int *equal, const lm_model *model, lm_session *made, lm_session *reference,
+                int row, const lm_generation *how, lm_error *error)
 {
     pair p = { model, { made, reference }, row, 1 };
     float *scratch = make_row(model);
@@ -107,7 +108,8 @@ int lm_generate(lm_tokens *tokens, lm_score *score, int *equal, const lm_model *
 
 /* ------------------------------------------------------------------ each for itself */
 
-static int make_one(lm_tokens *tokens, const lm_model *model, lm_session *session, int row, float *scratch, int last, lm_error *error)
+static int make_one(lm_tokens *tokens, const lm_model *model, lm_session *session, int row, float *scratch, int last,
+                    lm_error *error)
 {
     int32_t token = lm_top(allowed(scratch, model, lm_session_logits(session, row), 1), lm_model_vocab(model));
     tokens->ids[tokens->count++] = token;

@@ -9,15 +9,15 @@
 #include "lm.h"
 
 #if defined(__GNUC__)
-#define LM_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
+#    define LM_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
 #else
-#define LM_PRINTF(format_at, first_at)
+#    define LM_PRINTF(format_at, first_at)
 #endif
 
 struct lm_model {
     struct llama_model *llama;
     const struct llama_vocab *vocab;
-    char name[128];
+    char name[256];
 };
 
 /* lm__fail() - write the sentence, return the status. */

@@ -54,6 +54,17 @@ static int check_kind(const lm_model *model, const char *path, lm_error *error)
     return LM_OK;
 }
 
+/* The file's name without folders and ".gguf": names inside the files are often those of a training run. */
+static void name_model(lm_model *model, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    snprintf(model->name, sizeof model->name, "%s", slash ? slash + 1 : path);
+    size_t length = strlen(model->name);
+    if (length > 5 && strcmp(model->name + length - 5, ".gguf") == 0) {
+        model->name[length - 5] = '\0';
+    }
+}
+
 int lm_model_open(lm_model **out, const char *path, lm_error *error)
 {
     *out = NULL;
@@ -72,7 +83,7 @@ int lm_model_open(lm_model **out, const char *path, lm_error *error)
         goto fail;
     }
     model->vocab = llama_model_get_vocab(model->llama);
-    llama_model_desc(model->llama, model->name, sizeof model->name);
+    name_model(model, path);
     status = check_kind(model, path, error);
     if (status != LM_OK) {
         goto fail;

@@ -19,7 +19,7 @@
 
 /* Where an installation keeps what only kna needs, seen from the folder of kna; the build says so. */
 #ifndef KNA_PRIVATE_FROM_BIN
-#define KNA_PRIVATE_FROM_BIN "../lib/knnattn"
+#    define KNA_PRIVATE_FROM_BIN "../lib/knnattn"
 #endif
 
 static struct {

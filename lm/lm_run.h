@@ -11,7 +11,7 @@
 #include "lm_score.h"
 
 #define LM_SESSIONS_MAX 8
-#define LM_STEP 512 /* tokens per step of a prefill */
+#define LM_STEP         512 /* tokens per step of a prefill */
 
 /* Sessions side by side, and who is told about each step. */
 typedef struct lm_group {
@@ -51,7 +51,7 @@ typedef struct lm_generation {
     int count;          /* most tokens to make */
     double temperature; /* 0: always the most likely token */
     uint64_t seed;
-    int ignore_end;     /* 1: end-of-generation tokens are never taken */
+    int ignore_end;                           /* 1: end-of-generation tokens are never taken */
     void (*token)(void *user, int32_t token); /* called as each is made; NULL: nobody */
     void *user;
 } lm_generation;

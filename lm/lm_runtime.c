@@ -120,17 +120,13 @@ static int load_backends(const char *asked, lm_error *error)
     if (!have_cpu() && llama_folder(folder, sizeof folder)) {
         ggml_backend_load_all_from_path(folder);
     }
-#ifdef KNA_LLAMA_BIN_DIR
-    if (!have_cpu()) {
-        ggml_backend_load_all_from_path(KNA_LLAMA_BIN_DIR);
-    }
-#endif
     if (!have_cpu()) {
         ggml_backend_load_all();
     }
     return have_cpu() ? LM_OK
-                      : lm__fail(error, LM_EFILE, "no CPU backend of llama.cpp (libggml-cpu*.so) found; "
-                                                  "set KNA_LLAMA_DIR to the folder that holds it");
+                      : lm__fail(error, LM_EFILE,
+                                 "no CPU backend of llama.cpp (libggml-cpu*.so) found; "
+                                 "set KNA_LLAMA_DIR to the folder that holds it");
 }
 
 /* ------------------------------------------------------------------ open and close */

@@ -20,7 +20,7 @@ struct lm_session {
     int count;
     int last_count, last_scored; /* of the latest decode: where its logits are */
     lm_timing timing;
-    int slot;                    /* of the plugin's counters */
+    int slot; /* of the plugin's counters */
 };
 
 static double now_s(void)
@@ -49,7 +49,8 @@ static struct llama_context_params context_params(const lm_session *session)
 static int check_options(const lm_session_options *options, lm_error *error)
 {
     if (options->positions < 1 || options->batch < 0 || options->logits < 0 || options->threads < 0) {
-        return lm__fail(error, LM_EINVAL, "context %d, batch %d, logits %d, threads %d: the context must be at least 1, none negative",
+        return lm__fail(error, LM_EINVAL,
+                        "context %d, batch %d, logits %d, threads %d: the context must be at least 1, none negative",
                         options->positions, options->batch, options->logits, options->threads);
     }
     if (options->attention.method < 0 || options->attention.method >= LM_METHOD_COUNT) {

@@ -102,7 +102,8 @@ static int score_window(lm_score *scores, const lm_group *group, int32_t *window
     return status;
 }
 
-int lm_perplexity(lm_score *scores, int *done, const lm_group *group, const lm_tokens *text, int context, int chunks, lm_error *error)
+int lm_perplexity(lm_score *scores, int *done, const lm_group *group, const lm_tokens *text, int context, int chunks,
+                  lm_error *error)
 {
     int whole = text->count / context;
     int windows = chunks > 0 && chunks < whole ? chunks : whole;
