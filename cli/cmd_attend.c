@@ -51,7 +51,7 @@ static const cli_option meaning_options[] = {
     { "window", 0, CLI_INT, AT(window), 1, KNA_MAX_ROWS, NULL, "N", "query i sees keys after p - N only (default: all)" },
     { "softcap", 0, CLI_REAL, AT(softcap), 1e-30, 1e30, NULL, "C", "logit = C * tanh(logit / C) (default: none)" },
     { "mask", FILE_AT(mask), "mask.npy", "added to the logits, (m,n) or (h,m,n); -inf forbids" },
-    { "slopes", FILE_AT(slopes), "s.npy", "ALiBi, (h): slope * (j - p) is added; with --mask, the mask times slope" },
+    { "slopes", FILE_AT(slopes), "s.npy", "ALiBi, (h), >= 0: slope * (j - p) is added; with --mask, slope * mask" },
     { "sinks", FILE_AT(sinks), "s.npy", "(h): logit of one further key per head whose value is 0" },
     { "kv-type", 0, CLI_CHOICE, AT(kv_type), 0, 0, kv_types, "TYPE", "convert keys and values first, to f32, f16, bf16, i8 or q8_0" },
     { .name = NULL },
@@ -147,11 +147,15 @@ static int check_equal(const npy_array *array, int axis, const char *name, const
     return cli_refuse("%s: %s = %" PRId64 ", but %s has %" PRId64, array->path, name, found, other->path, wanted);
 }
 
-static int check_finite(const npy_array *array)
+/* Per-head numbers are finite; slopes also not negative, because they multiply the -inf of a mask. */
+static int check_per_head(const npy_array *array, int allows_negative)
 {
     const float *x = array->data;
-    for (int64_t i = 0; x && i < array->shape[0]; i++)
+    for (int64_t i = 0; x && i < array->shape[0]; i++) {
         if (!isfinite(x[i])) return cli_refuse("%s: %s at position %" PRId64, array->path, isnan(x[i]) ? "NaN" : "infinity", i);
+        if (!allows_negative && x[i] < 0)
+            return cli_refuse("%s: %g at position %" PRId64 "; slopes are at least 0", array->path, (double)x[i], i);
+    }
     return CLI_OK;
 }
 
@@ -186,8 +190,8 @@ static int check_shapes(const operands *o)
     if (code == CLI_OK) code = check_mask(o);
     if (code == CLI_OK && o->slopes.data) code = check_equal(&o->slopes, 0, "h", &o->q, 0);
     if (code == CLI_OK && o->sinks.data) code = check_equal(&o->sinks, 0, "h", &o->q, 0);
-    if (code == CLI_OK) code = check_finite(&o->slopes);
-    if (code == CLI_OK) code = check_finite(&o->sinks);
+    if (code == CLI_OK) code = check_per_head(&o->slopes, 0);
+    if (code == CLI_OK) code = check_per_head(&o->sinks, 1);
     return code;
 }
 
@@ -306,9 +310,8 @@ static int write_outputs(const operands *o, const kna_context *context, const kn
     int code = write_array(r->out, 3, shape, o->out);
     if (code == CLI_OK && r->lse) code = write_array(r->lse, 2, shape, o->lse);
     if (code == CLI_OK && r->report) code = write_report(r->report, o, context, report);
-    if (code == CLI_OK) code = cli_output_commit();
-    if (code == CLI_OK && r->json) code = cli_json_print(stdout, report_json(o, context, report));
-    return code;
+    if (code == CLI_OK && r->json) code = write_report("-", o, context, report);
+    return code == CLI_OK ? cli_output_commit() : code;
 }
 
 int kna_cmd_attend(int argc, char **argv)

@@ -112,6 +112,7 @@ np.save("q_large.npy", np.full((4, 3, 8), 50, np.float32))
 spoil("mask_nan.npy", np.zeros((3, 5)), (1, 2), np.nan)
 spoil("mask_inf.npy", np.zeros((4, 3, 5)), (3, 0, 4), np.inf)
 spoil("slopes_inf.npy", np.zeros(4), 1, np.inf)
+spoil("slopes_negative.npy", np.ones(4), 2, -0.5)
 spoil("sinks_nan.npy", np.zeros(4), 3, np.nan)
 END
 ls >"$work.before"
@@ -150,7 +151,7 @@ attend() { # attend NAME=FILE.. [-- OPTIONS]: the good operands with some replac
     attend v=v_dv0.npy
     attend v=v_dv1025.npy
     for file in mask_m mask_n mask_h mask_rank1 mask_nan mask_inf; do attend -- --mask $file.npy; done
-    for file in heads3 heads_f16 slopes_inf; do attend -- --slopes $file.npy; done
+    for file in heads3 heads_f16 slopes_inf slopes_negative; do attend -- --slopes $file.npy; done
     for file in heads3 sinks_nan; do attend -- --sinks $file.npy; done
     attend q=q_nan.npy
     attend k=k_inf.npy

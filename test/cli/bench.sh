@@ -1,0 +1,64 @@
+# kna bench decode, prefill and attend on small shapes: every contender is there, the figures fit together, naive attention agrees.
+set -eu
+exec "${KNA_PYTHON:-/usr/bin/python3}" -B - <<'END'
+import json, os, subprocess
+
+KNA = os.environ["KNA"]
+
+def run(*arguments):
+    done = subprocess.run([KNA, "bench", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", (arguments, done)
+    return done.stdout
+
+def near(a, b, share=1e-6):
+    return abs(a - b) <= share * max(abs(a), abs(b))
+
+def check(report, counts, ns, contenders):
+    rows = report["results"]
+    assert [(row["n"], row["method"]) for row in rows] == [(n, who) for n in ns for who in contenders], rows
+    exact = {row["n"]: row for row in rows if row["method"] == "exact"}
+    for row in rows:
+        assert 0 < row["time_min_s"] <= row["time_s"] <= row["time_max_s"], row
+        assert near(row["speed_over_exact"], exact[row["n"]]["time_s"] / row["time_s"]), row
+        if row["method"] == "naive":
+            assert row["error"] < 1e-4, row
+        elif row["method"] == "exact":
+            assert row["error"] == 0 and row["keys_touched"] == 1 and row["build_s"] is None, row
+        else:
+            assert 0 < row["error"] < 1 and row["build_s"] > 0 and row["index_bytes"] > 0 and 0 < row["tail_mass"] < 1, row
+    flops, kv_bytes = counts
+    for row in exact.values():
+        if "bytes_per_s" in row:
+            assert near(row["bytes_per_s"], kv_bytes * row["n"] / row["time_s"]), row
+            assert near(row["share_of_copy"], row["bytes_per_s"] / report["copy_bytes_per_s"]), row
+        else:
+            assert near(row["flops_per_s"], flops(row["n"]) / row["time_s"]), row
+            assert near(row["share_of_peak"], row["flops_per_s"] / report["fma_flops_per_s"]), row
+
+everyone = ["naive", "exact", "topk", "knn"]
+report = json.loads(run("decode", "-n", "300,700", "--layers", "3", "--rounds", "3", "--k-near", "20", "--threads", "1", "--json"))
+assert report["bench"] == "decode" and report["layers"] == 3 and report["rounds"] == 3 and report["threads"] == 1 and not report["causal"]
+assert (report["h"], report["h_kv"], report["d"], report["type"]) == (9, 3, 64, "f16") and not report["time_includes_build"]
+check(report, (None, 2 * 3 * 64 * 2), [300, 700], everyone)
+
+report = json.loads(run("prefill", "-n", "400", "--rounds", "2", "--k-near", "10", "--near-window", "8", "--json"))
+assert report["causal"] and report["time_includes_build"]
+check(report, (lambda n: 4 * 9 * 64 * n * (n + 1) / 2, None), [400], everyone)
+
+report = json.loads(run("attend", "-n", "500", "-m", "5", "--heads", "4", "--kv-heads", "1", "--dim", "32", "--type", "q8_0", "--rounds", "2",
+                        "--contenders", "knn,exact", "--k-near", "10", "--near-sinks", "0", "--near-window", "0", "--cpu", "ref", "--json"))
+assert report["cpu"] == "ref" and report["results"][0]["m"] == 5
+check(report, (lambda n: 4 * 4 * 32 * 5 * n, None), [500], ["exact", "knn"])
+for kind in ("f32", "bf16", "i8"):
+    report = json.loads(run("attend", "-n", "300", "-m", "2", "--type", kind, "--rounds", "1", "--contenders", "naive,exact", "--json"))
+    check(report, (lambda n: 4 * 9 * 64 * 2 * n, None), [300], ["naive", "exact"])
+
+# The same operands for the same seed.
+errors = [json.loads(run("attend", "-n", "600", "--rounds", "1", "--contenders", "exact,topk", "--seed", seed, "--json"))["results"][1]["error"]
+          for seed in ("1", "1", "0x2")]
+assert errors[0] == errors[1] != errors[2], errors
+
+table = run("decode", "-n", "200", "--layers", "2", "--rounds", "1", "--contenders", "exact,knn").splitlines()
+assert len(table) == 7 and table[0].startswith("bench decode: 9 heads on 3, dim 64, f16, 1 query, 2 layers"), table
+assert table[4].split()[:3] == ["n", "method", "ms"] and [line.split()[1] for line in table[5:]] == ["exact", "knn"], table
+END
