@@ -26,7 +26,7 @@ typedef struct random_case {
     float *lse;
     kna_attend_options options;
     bool guarded;    /* operands end at pages nobody may touch */
-    void *held[16];
+    void *held[64];
     int holds;
     char text[300];
 } random_case;
