@@ -42,6 +42,7 @@ count() {
         END           { if (test != "") print status, test }' "$report")
 }
 
+# Tests run beside each other, so threads that wait must not spin.
 # configuration NAME FOLDER CTEST-OPTIONS -- CMAKE-OPTIONS: configure, build, test. A build that fails counts as one failed test.
 configuration() {
     local name=$1 folder=$2 select=() generator=() start=$SECONDS
@@ -56,7 +57,8 @@ configuration() {
         failed=$((failed + 1)); failures+=("$name: build")
         return
     fi
-    ctest --test-dir "$folder" --output-on-failure --no-tests=error --output-junit ctest.xml "${select[@]}" || true
+    OMP_WAIT_POLICY=passive ctest --test-dir "$folder" --parallel "$jobs" --output-on-failure --no-tests=error --output-junit ctest.xml \
+        "${select[@]}" || true
     if [ -f "$folder/ctest.xml" ]; then count "$name" "$folder"; else failed=$((failed + 1)); failures+=("$name: ctest"); fi
     say "== $name: $((SECONDS - start)) s"
 }
