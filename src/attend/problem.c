@@ -74,11 +74,17 @@ static int check_rows(kna_context *context, kna_rows *rows, const char *name)
     if (!rows->row_stride_bytes) {
         rows->row_stride_bytes = (int64_t)row_bytes;
     }
-    if (!rows->head_stride_bytes) {
-        rows->head_stride_bytes = rows->row_stride_bytes * rows->rows;
-    }
     if (rows->row_stride_bytes < 0 || rows->head_stride_bytes < 0) {
         return KNA_FAIL(context, KNA_EINVAL, "%s: strides must not be negative", name);
+    }
+    int64_t head_bytes, bytes;
+    bool too_far = __builtin_mul_overflow(rows->row_stride_bytes, rows->rows, &head_bytes);
+    if (!rows->head_stride_bytes) {
+        rows->head_stride_bytes = head_bytes;
+    }
+    if (too_far || __builtin_mul_overflow(rows->head_stride_bytes, rows->heads, &bytes)) {
+        return KNA_FAIL(context, KNA_ELIMIT, "%s: strides of %lld and %lld bytes reach beyond memory", name,
+                        LL(rows->head_stride_bytes), LL(rows->row_stride_bytes));
     }
     if (rows->rows && !rows->data) {
         return KNA_FAIL(context, KNA_EINVAL, "%s: null data", name);
