@@ -59,8 +59,8 @@ static const char *describe(const job *j, char text[160])
 {
     static const char *const flavours[FLAVOURS] = { "normal",    "lognormal", "cancelling", "denormal",
                                                     "zeros",     "large",     "infinite",   "nan" };
-    snprintf(text, 160, "%s: g %zu, n %zu, d %zu, ldo %zu, ld_left %zu, row_bytes %zu, a %g, %s", kna_cpu_name(j->kernels->cpu), j->g,
-             j->n, j->d, j->ldo, j->ld_left, j->rows.row_bytes, (double)j->a, flavours[j->flavour]);
+    snprintf(text, 160, "%s: g %zu, n %zu, d %zu, ldo %zu, ld_left %zu, row_bytes %zu, a %g, %s", kna_cpu_name(j->kernels->cpu),
+             j->g, j->n, j->d, j->ldo, j->ld_left, j->rows.row_bytes, (double)j->a, flavours[j->flavour]);
     return text;
 }
 
@@ -90,7 +90,8 @@ static void judge(job *j)
             double got = (double)((const float *)j->out)[i * j->ldo + c];
             double want = j->want[i * j->out_cols + c], bound = j->bound[i * j->out_cols + c];
             if (!is_within(got, want, bound)) {
-                EXPECT_THAT(false, "%s: out[%zu][%zu] = %.9g, expected %.9g within %.3g", describe(j, text), i, c, got, want, bound);
+                EXPECT_THAT(false, "%s: out[%zu][%zu] = %.9g, expected %.9g within %.3g", describe(j, text), i, c, got, want,
+                            bound);
                 return;
             }
         }

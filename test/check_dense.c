@@ -121,7 +121,7 @@ static double work_transpose(const job *j)
 const check checks_dense[] = {
     { "gemm", offsetof(kna__kernels, gemm), false, false, "gnd", make_gemm, expect_gemm, call_gemm, pieces_gemm, NULL, work_gemm,
       "FLOP", { { 32, 64, 64 }, { 64, 256, 64 }, { 64, 64, 256 }, { 7, 67, 128 } } },
-    { "transpose", offsetof(kna__kernels, transpose), false, true, "nd", make_transpose, expect_transpose, call_transpose, NULL, NULL,
-      work_transpose, "B", { { 1, 64, 64 }, { 1, 256, 128 } } },
+    { "transpose", offsetof(kna__kernels, transpose), false, true, "nd", make_transpose, expect_transpose, call_transpose, NULL,
+      NULL, work_transpose, "B", { { 1, 64, 64 }, { 1, 256, 128 } } },
     { NULL, 0, false, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { { 0 } } },
 };

@@ -11,8 +11,8 @@ static void half_to_float(void)
 {
     for (unsigned h = 0; h < 1u << 16; h++) {
         double got = (double)kna__f16_to_float((uint16_t)h), want = check_f16((uint16_t)h);
-        EXPECT_THAT((isnan(got) && isnan(want)) || (got == want && signbit(got) == signbit(want)), "f16 %04x: %g, expected %g", h, got,
-                    want);
+        EXPECT_THAT((isnan(got) && isnan(want)) || (got == want && signbit(got) == signbit(want)), "f16 %04x: %g, expected %g", h,
+                    got, want);
         uint32_t bits = kna__float_to_bits(kna__bf16_to_float((uint16_t)h));
         EXPECT_THAT(bits == h << 16, "bf16 %04x: bits %08x", h, bits);
     }
@@ -28,8 +28,8 @@ static void half_there_and_back(void)
     }
 }
 
-/* The nearest half to a finite |x|, by binary search over the ordered positive halves; ties to the even code. `limit` is the code of
- * infinity, read as one step beyond the largest number. */
+/* The nearest half to a finite |x|, by binary search over the ordered positive halves; ties to the even code. `limit` is the
+ * code of infinity, read as one step beyond the largest number. */
 static uint16_t nearest(double x, uint16_t limit, double (*value)(uint16_t))
 {
     unsigned low = 0, high = limit;
@@ -94,7 +94,8 @@ static void float_to_half_hardware(void)
     for (uint32_t i = 0; kna_cpu_is_present(KNA_CPU_AVX2) && i < 1u << 20; i++) {
         float x = kna__bits_to_float(i << 12 | (uint32_t)test_below(1 << 12));
         uint16_t got = kna__float_to_f16(x), want = by_hardware(x);
-        EXPECT_THAT(isnan(x) ? isnan(check_f16(got)) : got == want, "%a to f16: %04x, the instruction gives %04x", (double)x, got, want);
+        EXPECT_THAT(isnan(x) ? isnan(check_f16(got)) : got == want, "%a to f16: %04x, the instruction gives %04x", (double)x, got,
+                    want);
     }
 }
 #endif

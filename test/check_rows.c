@@ -62,7 +62,8 @@ static void pieces_dot(job *j)
 {
     for (size_t i = 0; i < j->g; i++) {
         for (size_t r = 0; r < j->n; r++) {
-            j->kernels->dot[j->type](out_of(j) + i * j->ldo + r, 1, j->left + i * j->ld_left, j->ld_left, 1, from_row(j, r), 1, j->d);
+            float *out = out_of(j) + i * j->ldo + r;
+            j->kernels->dot[j->type](out, 1, j->left + i * j->ld_left, j->ld_left, 1, from_row(j, r), 1, j->d);
         }
     }
 }

@@ -183,19 +183,23 @@ static inline vf vt_q8_0_loadn(const char *row, size_t c, size_t n)
 static void transpose8(float *out, size_t ldo, const float *x, size_t ldx)
 {
     __m256 r[8], t[8];
+    V_UNROLL
     for (size_t i = 0; i < 8; i++) {
         r[i] = _mm256_loadu_ps(x + i * ldx);
     }
+    V_UNROLL
     for (size_t i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
+    V_UNROLL
     for (size_t i = 0; i < 8; i += 4) {
         r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
+    V_UNROLL
     for (size_t i = 0; i < 4; i++) {
         _mm256_storeu_ps(out + i * ldo, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
         _mm256_storeu_ps(out + (i + 4) * ldo, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
@@ -287,14 +291,17 @@ static inline __attribute__((always_inline)) void scan_tile(float *out, size_t l
 {
     __m256i sum[4][2];
     __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi8(-128);
+    V_UNROLL
     for (size_t i = 0; i < g; i++) {
         sum[i][0] = sum[i][1] = _mm256_setzero_si256();
     }
     for (size_t c = 0; c < d4; c++) {
         const __m256i *at = (const __m256i *)(const void *)(block + c * 4 * KNA_BLOCK);
+        V_UNROLL
         for (size_t x = 0; x < 2; x++) {
             __m256i key = _mm256_xor_si256(_mm256_loadu_si256(at + x), offset);
             __m256i size = _mm256_abs_epi8(key);
+            V_UNROLL
             for (size_t i = 0; i < g; i++) {
                 int32_t four;
                 memcpy(&four, q + i * ldq + 4 * c, sizeof four);
@@ -303,7 +310,9 @@ static inline __attribute__((always_inline)) void scan_tile(float *out, size_t l
             }
         }
     }
+    V_UNROLL
     for (size_t i = 0; i < g; i++) {
+        V_UNROLL
         for (size_t x = 0; x < 2; x++) {
             vf factor = v_mul(v_set1(q_scale[i]), v_load(scales + 8 * x));
             v_store(out + i * ldo + 8 * x, v_mul(factor, _mm256_cvtepi32_ps(sum[i][x])));

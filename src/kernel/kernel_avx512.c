@@ -10,7 +10,8 @@
 
 /* Targets are set here, per function, and not by compiler flags: any build of src/ then holds every level. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl")
@@ -204,24 +205,30 @@ static inline __attribute__((always_inline)) void scan_tile(float *out, size_t l
                                                             const uint8_t *block, const float *scales, size_t tile, size_t d4)
 {
     __m512i sum[4][2];
+    V_UNROLL
     for (size_t i = 0; i < g; i++) {
         sum[i][0] = sum[i][1] = _mm512_set1_epi32(-excess[i]);
     }
     for (size_t c = 0; c < d4; c++) {
         __m512i key[2];
+        V_UNROLL
         for (size_t b = 0; b < tile; b++) {
             key[b] = _mm512_loadu_si512(block + (b * d4 + c) * 4 * KNA_BLOCK);
         }
+        V_UNROLL
         for (size_t i = 0; i < g; i++) {
             int32_t four;
             memcpy(&four, q + i * ldq + 4 * c, sizeof four);
             __m512i y = _mm512_set1_epi32(four);
+            V_UNROLL
             for (size_t b = 0; b < tile; b++) {
                 sum[i][b] = _mm512_dpbusd_epi32(sum[i][b], key[b], y);
             }
         }
     }
+    V_UNROLL
     for (size_t i = 0; i < g; i++) {
+        V_UNROLL
         for (size_t b = 0; b < tile; b++) {
             __m512 factor = _mm512_mul_ps(_mm512_set1_ps(q_scale[i]), _mm512_loadu_ps(scales + b * KNA_BLOCK));
             _mm512_storeu_ps(out + i * ldo + b * KNA_BLOCK, _mm512_mul_ps(factor, _mm512_cvtepi32_ps(sum[i][b])));

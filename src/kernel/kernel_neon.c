@@ -249,6 +249,7 @@ static float quantize_neon(int8_t *out, const float *x, size_t d)
 static inline void scan_block(float *out, const int8_t *q, float q_scale, const uint8_t *block, const float *scales, size_t d4)
 {
     int32x4_t low[4], high[4];
+    V_UNROLL
     for (size_t x = 0; x < 4; x++) {
         low[x] = high[x] = vdupq_n_s32(0);
     }
@@ -257,12 +258,14 @@ static inline void scan_block(float *out, const int8_t *q, float q_scale, const 
         memcpy(&four, q + 4 * c, sizeof four);
         int8x8_t y = vreinterpret_s8_s32(vdup_n_s32(four));
         const uint8_t *at = block + c * 4 * KNA_BLOCK;
+        V_UNROLL
         for (size_t x = 0; x < 4; x++) {
             int8x16_t key = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + 16 * x), vdupq_n_u8(0x80)));
             low[x] = vpadalq_s16(low[x], vmull_s8(vget_low_s8(key), y));
             high[x] = vpadalq_s16(high[x], vmull_s8(vget_high_s8(key), y));
         }
     }
+    V_UNROLL
     for (size_t x = 0; x < 4; x++) {
         float32x4_t sum = vcvtq_f32_s32(vpaddq_s32(low[x], high[x]));
         v_store(out + 4 * x, v_mul(v_mul(v_set1(q_scale), v_load(scales + 4 * x)), sum));

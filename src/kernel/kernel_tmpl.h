@@ -24,12 +24,20 @@
 
 #define V_INLINE static inline __attribute__((always_inline))
 
+/* Before a loop of few, known steps whose arrays must become registers; -O3 does this by itself, -O2 needs to be told. */
+#if defined(__clang__)
+#define V_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define V_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* ---- dot: g queries against a block of rows; four rows at a time, so that lane sums are taken four at once. */
 #define V_DOT(T)                                                                                                              \
     V_INLINE void V_NAME(dot4_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, const char *const row[4],    \
                                    size_t d)                                                                                  \
     {                                                                                                                         \
         vf acc[V_DOT_G][4];                                                                                                   \
+        V_UNROLL                                                                                                              \
         for (size_t i = 0; i < g; i++) {                                                                                      \
             acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = v_zero();                                                         \
         }                                                                                                                     \
@@ -37,6 +45,7 @@
         for (; c + V_W <= d; c += V_W) {                                                                                      \
             vf x0 = vt_##T##_load(row[0], c), x1 = vt_##T##_load(row[1], c);                                                  \
             vf x2 = vt_##T##_load(row[2], c), x3 = vt_##T##_load(row[3], c);                                                  \
+            V_UNROLL                                                                                                          \
             for (size_t i = 0; i < g; i++) {                                                                                  \
                 vf y = v_load(q + i * ldq + c);                                                                               \
                 acc[i][0] = v_fma(y, x0, acc[i][0]);                                                                          \
@@ -46,13 +55,16 @@
             }                                                                                                                 \
         }                                                                                                                     \
         if (c < d) {                                                                                                          \
+            V_UNROLL                                                                                                          \
             for (size_t r = 0; r < 4; r++) {                                                                                  \
                 vf x = vt_##T##_loadn(row[r], c, d - c);                                                                      \
+                V_UNROLL                                                                                                      \
                 for (size_t i = 0; i < g; i++) {                                                                              \
                     acc[i][r] = v_fma(v_loadn(q + i * ldq + c, d - c), x, acc[i][r]);                                         \
                 }                                                                                                             \
             }                                                                                                                 \
         }                                                                                                                     \
+        V_UNROLL                                                                                                              \
         for (size_t i = 0; i < g; i++) {                                                                                      \
             v_sum4(out + i * ldo, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);                                                \
         }                                                                                                                     \
@@ -69,10 +81,12 @@
         if (r < n) {                                                                                                          \
             float some[V_DOT_G * 4];                                                                                          \
             const char *row[4];                                                                                               \
+            V_UNROLL                                                                                                          \
             for (size_t x = 0; x < 4; x++) {                                                                                  \
                 row[x] = rows.data + (r + x < n ? r + x : n - 1) * rows.row_bytes;                                            \
             }                                                                                                                 \
             V_NAME(dot4_##T)(some, 4, q, ldq, g, row, d);                                                                     \
+            V_UNROLL                                                                                                          \
             for (size_t i = 0; i < g; i++) {                                                                                  \
                 memcpy(out + i * ldo + r, some + 4 * i, (n - r) * sizeof(float));                                             \
             }                                                                                                                 \
@@ -108,6 +122,7 @@
         for (size_t r = 0; r < n; r += 4) {                                                                                   \
             float some[4];                                                                                                    \
             const char *row[4];                                                                                               \
+            V_UNROLL                                                                                                          \
             for (size_t x = 0; x < 4; x++) {                                                                                  \
                 row[x] = rows.data + (size_t)ids[r + x < n ? r + x : n - 1] * rows.row_bytes;                                 \
             }                                                                                                                 \
@@ -124,7 +139,9 @@
                                        const int32_t *ids, size_t n, size_t c, size_t vectors, size_t tail)                   \
     {                                                                                                                         \
         vf sum[V_DOT_G][4];                                                                                                   \
+        V_UNROLL                                                                                                              \
         for (size_t i = 0; i < g; i++) {                                                                                      \
+            V_UNROLL                                                                                                          \
             for (size_t x = 0; x < vectors; x++) {                                                                            \
                 const float *a = acc + i * lda + c + x * V_W;                                                                 \
                 sum[i][x] = tail ? v_loadn(a, tail) : v_load(a);                                                              \
@@ -134,18 +151,23 @@
             size_t at = ids ? (size_t)ids[r] : r;                                                                             \
             const char *row = rows.data + at * rows.row_bytes;                                                                \
             vf value[4];                                                                                                      \
+            V_UNROLL                                                                                                          \
             for (size_t x = 0; x < vectors; x++) {                                                                            \
                 value[x] = tail ? vt_##T##_loadn(row, c, tail) : vt_##T##_load(row, c + x * V_W);                             \
             }                                                                                                                 \
+            V_UNROLL                                                                                                          \
             for (size_t i = 0; i < g; i++) {                                                                                  \
                 float weight = w[i * ldw + r];                                                                                \
                 vf y = v_set1(rows.scales ? weight * rows.scales[at] : weight);                                               \
+                V_UNROLL                                                                                                      \
                 for (size_t x = 0; x < vectors; x++) {                                                                        \
                     sum[i][x] = v_fma(y, value[x], sum[i][x]);                                                                \
                 }                                                                                                             \
             }                                                                                                                 \
         }                                                                                                                     \
+        V_UNROLL                                                                                                              \
         for (size_t i = 0; i < g; i++) {                                                                                      \
+            V_UNROLL                                                                                                          \
             for (size_t x = 0; x < vectors; x++) {                                                                            \
                 float *a = acc + i * lda + c + x * V_W;                                                                       \
                 if (tail) {                                                                                                   \
@@ -233,7 +255,9 @@ V_INLINE void V_NAME(gemm_tile)(float *c, size_t ldc, const float *a, size_t lda
                                 bool accumulate, size_t mr, size_t nv, size_t tail)
 {
     vf sum[V_MR][V_NV];
+    V_UNROLL
     for (size_t i = 0; i < mr; i++) {
+        V_UNROLL
         for (size_t x = 0; x < nv; x++) {
             const float *at = c + i * ldc + x * V_W;
             sum[i][x] = !accumulate ? v_zero() : tail && x + 1 == nv ? v_loadn(at, tail) : v_load(at);
@@ -241,18 +265,23 @@ V_INLINE void V_NAME(gemm_tile)(float *c, size_t ldc, const float *a, size_t lda
     }
     for (size_t k = 0; k < inner; k++) {
         vf y[V_NV];
+        V_UNROLL
         for (size_t x = 0; x < nv; x++) {
             const float *at = b + k * ldb + x * V_W;
             y[x] = tail && x + 1 == nv ? v_loadn(at, tail) : v_load(at);
         }
+        V_UNROLL
         for (size_t i = 0; i < mr; i++) {
             vf weight = v_set1(a[i * lda + k]);
+            V_UNROLL
             for (size_t x = 0; x < nv; x++) {
                 sum[i][x] = v_fma(weight, y[x], sum[i][x]);
             }
         }
     }
+    V_UNROLL
     for (size_t i = 0; i < mr; i++) {
+        V_UNROLL
         for (size_t x = 0; x < nv; x++) {
             float *at = c + i * ldc + x * V_W;
             if (tail && x + 1 == nv) {
@@ -336,6 +365,7 @@ static float V_NAME(max)(const float *x, size_t n)
     if (n >= V_W) {
         vf most[4] = { v_load(x), v_load(x), v_load(x), v_load(x) };
         for (; i + 4 * V_W <= n; i += 4 * V_W) {
+            V_UNROLL
             for (size_t j = 0; j < 4; j++) {
                 most[j] = v_max(most[j], v_load(x + i + j * V_W));
             }
@@ -449,6 +479,7 @@ static void V_NAME(add_f16)(float *x, float a, const uint16_t *mask, size_t n)
             size_t left = blocks - b, last = left < 4 ? left - 1 : 3;                         \
             float four[4];                                                                    \
             vf w[4];                                                                          \
+            V_UNROLL                                                                          \
             for (size_t i = 0; i < 4; i++) {                                                  \
                 w[i] = V_NAME(name##_one)(x + (b + (i < last ? i : last)) * KNA_BLOCK);       \
             }                                                                                 \
