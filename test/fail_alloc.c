@@ -1,0 +1,296 @@
+/*
+ * fail_alloc.c - every allocation of every call fails once: the call says KNA_ENOMEM, nothing leaks, context and index are as
+ * before and still give the right result. And the account: what it says is what the allocator was asked for.
+ */
+#include "random_case.h"
+
+/* An allocator that counts, and fails the call number fail_at (counted from 1; 0: never). */
+typedef struct ledger {
+    size_t held_bytes, peak_bytes, blocks, calls, fail_at;
+} ledger;
+
+static void *ledger_allocate(void *user, size_t bytes)
+{
+    ledger *l = user;
+    if (++l->calls == l->fail_at) return NULL;
+    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory) return NULL;
+    memset(memory, 0xff, bytes); /* nobody may count on zeros */
+    l->blocks++;
+    l->held_bytes += bytes;
+    if (l->held_bytes > l->peak_bytes) l->peak_bytes = l->held_bytes;
+    return memory;
+}
+
+static void ledger_release(void *user, void *memory, size_t bytes)
+{
+    ledger *l = user;
+    EXPECT(memory != NULL && l->blocks > 0 && l->held_bytes >= bytes);
+    memset(memory, 0xee, bytes);
+    l->blocks--;
+    l->held_bytes -= bytes;
+    free(memory);
+}
+
+static kna_context *context_on(ledger *l)
+{
+    kna_context_options o = KNA_CONTEXT_OPTIONS;
+    kna_context *context = NULL;
+    o.allocator = (kna_allocator){ ledger_allocate, ledger_release, l };
+    o.threads = 2;
+    EXPECT_INT(kna_context_new(&context, &o), KNA_OK);
+    return context;
+}
+
+static void expect_account(const kna_context *context, const ledger *l)
+{
+    kna_memory m;
+    kna_context_memory(context, &m);
+    EXPECT_INT(m.now_bytes, l->held_bytes);
+    EXPECT_INT(m.peak_bytes, l->peak_bytes);
+    EXPECT(m.peak_bytes >= m.now_bytes);
+}
+
+static void expect_no_memory(int status, const kna_context *context)
+{
+    EXPECT_INT(status, KNA_ENOMEM);
+    EXPECT_THAT(strstr(kna_context_message(context), "memory") != NULL, "message \"%s\"", kna_context_message(context));
+}
+
+/* ---- contexts and indexes */
+static void new_context(void)
+{
+    ledger l = { .fail_at = 1 };
+    kna_context_options o = KNA_CONTEXT_OPTIONS;
+    o.allocator = (kna_allocator){ ledger_allocate, ledger_release, &l };
+    kna_context *context = (kna_context *)(uintptr_t)64;
+    EXPECT_INT(kna_context_new(&context, &o), KNA_ENOMEM);
+    EXPECT(context == NULL && l.blocks == 0);
+    kna_context_free(context_on(&l)); /* the second call succeeds */
+    EXPECT(l.blocks == 0 && l.held_bytes == 0);
+}
+
+static void new_index(void)
+{
+    ledger l = { 0 };
+    kna_context *context = context_on(&l);
+    kna_index *index = (kna_index *)(uintptr_t)64;
+    l.calls = 0;
+    l.fail_at = 1;
+    expect_no_memory(kna_index_new(context, &index, 2, 8, 8), context);
+    EXPECT(index == NULL && l.blocks == 1);
+    expect_account(context, &l);
+    kna_context_free(context);
+    EXPECT(l.blocks == 0 && l.held_bytes == 0);
+}
+
+/* ---- attention */
+typedef struct plan {
+    const char *name;
+    int method;
+    int64_t m;
+    bool indexed, audited, eps, masked;
+} plan;
+
+static const plan plans[] = {
+    { "exact, one query", KNA_EXACT, 1, false, false, false, false },
+    { "exact, many queries", KNA_EXACT, 40, false, false, false, true },
+    { "topk", KNA_TOPK, 1, false, false, false, false },
+    { "topk with an index, audited", KNA_TOPK, 20, true, true, false, true },
+    { "knn", KNA_KNN, 1, false, false, false, false },
+    { "knn, audited", KNA_KNN, 30, false, true, false, true },
+    { "knn with an index", KNA_KNN, 1, true, false, false, false },
+    { "knn with an index and eps", KNA_KNN, 9, true, true, true, true },
+    { "knn of few keys", KNA_KNN, 2, false, false, false, false },
+};
+
+static void case_of_plan(random_case *c, const plan *p)
+{
+    case_begin(c, (shape){ 4, 2, p->m, 300, 20, 12 });
+    c->options.method = p->method;
+    c->options.k_near = strcmp(p->name, "knn of few keys") == 0 ? 300 : 5;
+    c->options.near_window = 10;
+    c->options.audit = p->audited ? 1.0f : 0;
+    c->options.eps = p->eps ? 0.1f : 0;
+    if (p->masked) case_mask(c, KNA_F16, 1, 0, true, false);
+}
+
+/* The account with nothing but the context and the index held. */
+static size_t bare_bytes(kna_context *context, const ledger *l)
+{
+    kna_context_trim(context);
+    expect_account(context, l);
+    return l->held_bytes;
+}
+
+/* One attempt with failure number n. False once the call needs fewer allocations than n. */
+static bool attempt(const plan *p, random_case *c, kna_context *context, ledger *l, size_t n, const float *want, bool warm)
+{
+    size_t bytes = (size_t)(c->shape.h * c->shape.m * (c->shape.dv + 1)) * sizeof *want, bare = bare_bytes(context, l);
+    if (warm) { /* scratch is held already, though not enough of it */
+        random_case small = *c;
+        small.q.rows = small.k.rows = small.v.rows = 1;
+        small.options = (kna_attend_options)KNA_ATTEND_OPTIONS;
+        case_attend(&small, context, NULL);
+    }
+    kna_report report = { .size = sizeof report };
+    l->calls = 0;
+    l->fail_at = n;
+    int status = kna_attend(context, &c->out, c->lse, &report, &c->q, &c->k, &c->v, &c->options);
+    bool hit = l->calls >= n;
+    l->fail_at = 0;
+    expect_account(context, l);
+    if (hit) {
+        expect_no_memory(status, context);
+        EXPECT_THAT(bare_bytes(context, l) == bare, "%s: a leak after failure %zu", p->name, n);
+    } else {
+        EXPECT_INT(status, KNA_OK);
+    }
+    case_attend(c, context, NULL);
+    float *got = case_result(c);
+    EXPECT_THAT(memcmp(got, want, bytes) == 0, "%s: other results after failure %zu", p->name, n);
+    free(got);
+    return hit;
+}
+
+static void one_plan(const plan *p)
+{
+    ledger l = { 0 };
+    random_case c = { .guarded = false };
+    kna_context *context = context_on(&l);
+    kna_index *index = NULL;
+    case_of_plan(&c, p);
+    case_attend(&c, context, NULL); /* an index changes no bit, as prop_attend_index.c shows */
+    float *want = case_result(&c);
+    if (p->indexed) {
+        EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+        EXPECT_INT(kna_index_update(context, index, &c.k, &c.v, 0, 300), KNA_OK);
+        c.options.index = index;
+    }
+    size_t failures = 0;
+    for (int warm = 0; warm < 2; warm++) {
+        size_t n = 1;
+        while (n < 100 && attempt(p, &c, context, &l, n, want, warm)) n++;
+        failures += n - 1;
+    }
+    EXPECT_THAT(failures >= 2, "%s: only %zu allocations", p->name, failures);
+    kna_index_free(index);
+    kna_context_free(context);
+    EXPECT_THAT(l.blocks == 0 && l.held_bytes == 0, "%s: %zu blocks, %zu bytes leak", p->name, l.blocks, l.held_bytes);
+    free(want);
+    case_end(&c);
+}
+
+static void attention(void)
+{
+    for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) one_plan(&plans[i]);
+}
+
+/* ---- an index that cannot grow is as before */
+
+/* The index serves the rows it has: the same bits as one of the call's own. */
+static void still_serves(random_case *c, kna_context *context, kna_index *index)
+{
+    c->options.index = index;
+    case_attend(c, context, NULL);
+    float *given = case_result(c);
+    c->options.index = NULL;
+    case_attend(c, context, NULL);
+    float *own = case_result(c);
+    EXPECT(memcmp(own, given, (size_t)(c->shape.h * c->shape.m * (c->shape.dv + 1)) * sizeof *own) == 0);
+    free(own);
+    free(given);
+}
+
+/* Append 100 rows of the cache `all`, first with allocation 1 failing, then 2, and so on until none does. Returns how many failed. */
+static size_t append(random_case *c, const random_case *all, kna_context *context, ledger *l, kna_index *index)
+{
+    int64_t covered = kna_index_rows(index), stale = -1;
+    size_t bytes = kna_index_bytes(index);
+    for (size_t n = 1;; n++) {
+        l->calls = 0;
+        l->fail_at = n;
+        int status = kna_index_update(context, index, &all->k, &all->v, covered, 100);
+        bool hit = l->calls >= n;
+        l->fail_at = 0;
+        expect_account(context, l);
+        if (!hit) {
+            EXPECT_INT(status, KNA_OK);
+            EXPECT_INT(kna_index_rows(index), covered + 100);
+            return n - 1;
+        }
+        expect_no_memory(status, context);
+        EXPECT_INT(kna_index_bytes(index), bytes);
+        EXPECT_INT(kna_index_rows(index), covered);
+        EXPECT_INT(kna_index_audit(context, &stale, index, &all->k, &all->v, 50, n), KNA_OK);
+        EXPECT_INT(stale, 0);
+        if (covered) still_serves(c, context, index);
+    }
+}
+
+static void growing_index(void)
+{
+    ledger l = { 0 };
+    random_case c = { .guarded = false };
+    kna_context *context = context_on(&l);
+    kna_index *index;
+    size_t failures = 0;
+    case_begin(&c, (shape){ 4, 2, 2, 500, 20, 12 });
+    c.options.method = KNA_KNN;
+    c.options.k_near = 5;
+    random_case part = c; /* what is indexed so far */
+    part.k.head_stride_bytes = 500 * 20 * 4;
+    part.v.head_stride_bytes = 500 * 12 * 4;
+    EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+    for (int64_t rows = 0; rows < 500; rows += 100) {
+        part.k.rows = part.v.rows = rows;
+        failures += append(&part, &c, context, &l, index);
+    }
+    EXPECT(failures >= 10);
+    kna_index_free(index);
+    kna_context_free(context);
+    EXPECT(l.blocks == 0 && l.held_bytes == 0);
+    case_end(&c);
+}
+
+/* ---- the account over a working life */
+static void account(void)
+{
+    ledger l = { 0 };
+    kna_context *context = context_on(&l);
+    kna_index *index;
+    kna_memory m;
+    size_t alone = l.held_bytes;
+    EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+    for (int i = 0; i < 30; i++) {
+        random_case c = { .guarded = false };
+        case_begin(&c, (shape){ 4, 2, 1 + (int64_t)test_below(30), 1 + (int64_t)test_below(400), 20, 12 });
+        c.options.method = (int)test_below(KNA_METHOD_COUNT);
+        c.options.k_near = 3;
+        EXPECT_INT(kna_index_remove(context, index, 0, kna_index_rows(index)), KNA_OK); /* another cache in its place */
+        EXPECT_INT(kna_index_update(context, index, &c.k, &c.v, 0, c.shape.n), KNA_OK);
+        if (test_below(2)) c.options.index = index;
+        case_attend(&c, context, NULL);
+        if (test_below(5) == 0) kna_context_trim(context);
+        expect_account(context, &l);
+        case_end(&c);
+    }
+    EXPECT_INT(bare_bytes(context, &l), alone + kna_index_bytes(index));
+    kna_context_memory(context, &m);
+    EXPECT(m.peak_bytes > m.now_bytes && m.allocations > 3);
+    kna_index_free(index);
+    EXPECT_INT(l.held_bytes, alone);
+    kna_context_free(context);
+    EXPECT(l.blocks == 0 && l.held_bytes == 0);
+}
+
+int main(int argc, char **argv)
+{
+    test_begin(argc, argv);
+    TEST(new_context);
+    TEST(new_index);
+    TEST(attention);
+    TEST(growing_index);
+    TEST(account);
+    return test_end();
+}
