@@ -396,22 +396,24 @@ static struct ggml_backend_device device = {
     .reg = &reg,
 };
 
-/* The one symbol ggml looks for. A plugin loaded twice stays one, with the settings of the first time. */
+/* The one symbol ggml looks for. Programs may load it twice: the answer stays that of the first time. */
 __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void);
 ggml_backend_reg_t ggml_backend_init(void)
 {
-    static bool loaded;
+    static bool decided;
+    static bool accepted;
     char message[KNNATTN_MESSAGE_BYTES] = "";
 
-    if (loaded) {
-        return &reg;
+    if (decided) {
+        return accepted ? &reg : NULL;
     }
-    if (!knnattn_settings_from_environment(&asked, message)) {
+    decided = true;
+    accepted = knnattn_settings_from_environment(&asked, message);
+    if (!accepted) {
         fprintf(stderr, "knnattn: %s; the plugin is not loaded\n", message);
         return NULL;
     }
     current = asked;
-    loaded = true;
     if (asked.summary || asked.report[0] != '\0') {
         atexit(at_exit);
     }

@@ -1,0 +1,47 @@
+# Shared by the scripts here: what they need or skip, a folder of their own, llama.cpp's programs with and without the plugin.
+# Meant to be sourced under `set -eu`.
+
+for name in KNA_PLUGIN KNA_LLAMA KNA_MODEL; do
+    eval "value=\${$name:-}"
+    if [ -z "$value" ] || [ ! -e "$value" ]; then
+        echo "skipped: $name (${value:-not set}) is not there"
+        exit 77
+    fi
+done
+python=${KNA_PYTHON:-python3}
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+unset GGML_BACKEND_PATH
+bad=0
+
+complain() { echo "FAIL: $*"; bad=1; }
+
+# plain PROGRAM ARGS.. - a program of llama.cpp as it is.
+plain() {
+    local program=$1
+    shift
+    "$KNA_LLAMA/$program" "$@"
+}
+
+# plugin "NAME=VALUE .." PROGRAM ARGS.. - the same with the plugin, under settings KNNATTN_NAME.
+plugin() {
+    local settings=$1 program=$2 setting
+    shift 2
+    (
+        for setting in $settings; do export "KNNATTN_$setting"; done
+        GGML_BACKEND_PATH=$KNA_PLUGIN exec "$KNA_LLAMA/$program" "$@"
+    )
+}
+
+# A text for perplexity: prose that is in this repository anyway.
+prose() { sed -n '1,400p' "$KNA_SOURCE_DIR/include/kna.h"; }
+
+# A text the model soon knows by heart, so that its continuation does not hang on rounding.
+ferry() {
+    local i
+    for i in $(seq "$1"); do
+        printf '%s ' "The ferry left the harbour at seven in the morning with twelve passengers, two horses and a cart of salt. Nobody" \
+            "spoke until the lighthouse was behind them; then the oldest of the passengers, a clockmaker from the northern islands," \
+            "began to tell how he had once repaired the bell of a drowned church."
+    done
+}

@@ -1,0 +1,95 @@
+# llama-server through the plugin: two conversations at once, prompts that share a beginning, a prompt with a passage cut out (the
+# keys behind it are moved), generation past the end of the context (the same), a conversation saved, erased and loaded again.
+# Every answer continues a text that the model can only know from its cache, and the index learned of every change in time.
+set -eu
+. "$(dirname "$0")/_common.sh"
+
+cat >"$tmp/scenario.py" <<'END'
+import concurrent.futures, json, sys, time, urllib.request
+port, folder = sys.argv[1:]
+bad = 0
+
+def call(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer: return json.load(answer)
+
+def wait():
+    for _ in range(600):
+        try: return call("/health")
+        except Exception: time.sleep(0.1)
+    sys.exit("FAIL: the server does not answer")
+
+def complete(prompt, slot, count=16):
+    return call("/completion", {"prompt": prompt, "id_slot": slot, "n_predict": count, "temperature": 0, "cache_prompt": True})
+
+def expect(what, answer, words):
+    global bad
+    if words not in answer["content"]:
+        print(f"FAIL: {what}: {answer['content']!r} does not say {words!r}")
+        bad = 1
+
+def reused(what, answer, least):
+    global bad
+    if answer["tokens_cached"] < least or answer["timings"].get("cache_n", least) < least:
+        print(f"FAIL: {what}: nothing was reused: {answer['timings']}")
+        bad = 1
+
+ferry = "The ferry left the harbour at seven in the morning with twelve passengers, two horses and a cart of salt. "
+baker = "A baker in Lisbon counted forty loaves before sunrise, gave three of them to the night watchman and sold the rest. "
+aside = "Meanwhile it rained on the hills, the mill stood still and the geese walked slowly back to the pond behind the church. "
+
+wait()
+with concurrent.futures.ThreadPoolExecutor(2) as both:
+    first = both.submit(complete, ferry * 5 + "The ferry left the", 0)
+    second = both.submit(complete, baker * 5 + "A baker in Lisbon counted", 1)
+    expect("conversation 1 of 2", first.result(), "harbour at seven in the morning with twelve passengers")
+    expect("conversation 2 of 2", second.result(), "forty loaves before sunrise, gave three of them")
+
+again = complete(ferry * 5 + "The ferry left the harbour at seven in the morning with", 0)
+expect("the same beginning", again, "twelve passengers, two horses")
+reused("the same beginning", again, 100)
+
+complete(ferry + aside + aside + ferry * 4, 0, 1)
+cut = complete(ferry + aside + ferry * 4 + "The ferry left the", 0)
+expect("a passage cut out", cut, "harbour at seven in the morning")
+
+call("/slots/0?action=save", {"filename": "ferry.bin"})
+call("/slots/0?action=erase", {})
+expect("after erasing", complete(baker * 4 + "A baker in Lisbon", 0), "counted forty loaves before sunrise")
+call("/slots/0?action=restore", {"filename": "ferry.bin"})
+loaded = complete(ferry + aside + ferry * 4 + "The ferry left the", 0)
+expect("after loading", loaded, "harbour at seven in the morning")
+reused("after loading", loaded, 100)
+
+long = complete(baker * 12 + "A baker in Lisbon", 1, 200)
+expect("past the end of the context", long, "sold the rest. A baker in Lisbon counted forty loaves")
+if long["tokens_predicted"] != 200: sys.exit(f"FAIL: {long['tokens_predicted']} tokens of 200")
+sys.exit(bad)
+END
+
+server=
+trap '[ -z "$server" ] || kill -KILL "$server"; rm -rf "$tmp"' EXIT
+
+# serve "SETTINGS": the scenario on a server of its own.
+serve() {
+    local port
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    plugin "$1" llama-server -m "$KNA_MODEL" -t 2 -c 1024 -np 2 -kvu --host 127.0.0.1 --port "$port" --context-shift --cache-reuse 8 \
+        --slot-save-path "$tmp" >"$tmp/log" 2>&1 &
+    server=$!
+    "$python" "$tmp/scenario.py" "$port" "$tmp" || { complain "under $1"; tail -20 "$tmp/log"; }
+    kill -INT "$server"
+    wait "$server" || complain "llama-server ended with $?"
+    server=
+}
+
+serve "METHOD=knn K=48 EXACT_BELOW=0 REPORT=$tmp/report"
+"$python" - "$tmp/report" <<'END' || bad=1
+import json, sys
+r = json.load(open(sys.argv[1]))
+print({name: r[name] for name in ("calls", "rows", "keys_seen", "keys_full", "rows_indexed", "stale_events", "stale_rows", "fallbacks")})
+if r["stale_events"] or r["fallbacks"]: sys.exit("FAIL: the cache changed without the index being told, or memory was short")
+if not r["keys_full"] < 0.8 * r["keys_seen"]: sys.exit("FAIL: nearly every key was read")
+END
+exit $bad
