@@ -238,11 +238,11 @@ static kna_attend_options call_options(const operands *o, const request *r)
 /* The library knows operands, the user knows files. */
 static int explain(const kna_context *context, int status, const request *r)
 {
-    const char *const operands[][2] = { { "queries:", r->q }, { "keys:", r->k }, { "values:", r->v }, { "mask:", r->mask } };
+    const char *const files[][2] = { { "queries:", r->q }, { "keys:", r->k }, { "values:", r->v }, { "mask:", r->mask } };
     const char *message = kna_context_message(context);
-    for (size_t i = 0; i < sizeof operands / sizeof operands[0]; i++) {
-        const size_t length = strlen(operands[i][0]);
-        if (strncmp(message, operands[i][0], length) == 0) return cli_refuse("%s:%s", operands[i][1], message + length);
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        const size_t length = strlen(files[i][0]);
+        if (strncmp(message, files[i][0], length) == 0) return cli_refuse("%s:%s", files[i][1], message + length);
     }
     return cli_status(context, status);
 }

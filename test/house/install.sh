@@ -45,6 +45,9 @@ check "$("$work/static")" static
 
 # What was installed runs from there: neither this build nor the cache is asked.
 [ -x "$prefix/bin/kna" ] || exit 0
+for file in share/man/man1/kna.1 share/bash-completion/completions/kna share/doc/knnattn/LICENSE; do
+    [ -f "$prefix/$file" ] || { echo "$file was not installed"; exit 1; }
+done
 "$prefix/bin/kna" --version | grep -q "$(pkg-config --modversion knnattn)"
 [ -n "${KNA_LLAMA:-}" ] || exit 0
 elsewhere=$(ldd "$prefix/bin/kna" | grep -E 'llama|ggml' | grep -vF "$prefix/" || true)
