@@ -40,6 +40,20 @@ attend --out o2.npy --json >report
 grep -q '"certificate":.*"exact"' report
 cmp o.npy o2.npy
 
+# The same numbers in other dress: format 2.0, other quotes, order and blanks in the header.
+"${KNA_PYTHON:-/usr/bin/python3}" -B -c '
+import numpy as np
+k = np.load("k.npy")
+with open("k2.npy", "wb") as file:
+    np.lib.format.write_array(file, k, version=(2, 0))
+header = b"""  {"shape":(1,9 , 8,),\t"fortran_order" : False\n,"descr":"<f4"}\n"""
+open("k3.npy", "wb").write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + k.tobytes())
+assert (np.load("k3.npy") == k).all()'
+for k in k2 k3; do
+    "$KNA" attend --q q.npy --k $k.npy --v v.npy --out o2.npy
+    cmp o.npy o2.npy
+done
+
 # Places that cannot be written.
 fails 1 "/dev/full: write failed: No space left on device" attend --out /dev/full
 fails 1 "/dev/full: write failed: No space left on device" attend --out new.npy --lse /dev/full
