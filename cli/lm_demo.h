@@ -35,6 +35,14 @@ typedef struct demo_result {
 double demo_prefill_ratio(const demo_result *result, int i); /* to the faster of llama.cpp's two */
 double demo_decode_ratio(const demo_result *result, int i);
 
+/* A figure of one attention as text; nothing is written where it does not apply. The list ends with label NULL; labels that begin
+ * with blanks belong to the row before. */
+typedef struct demo_row {
+    const char *label;
+    void (*cell)(char *text, size_t size, const demo_result *result, int i);
+} demo_row;
+extern const demo_row demo_rows[];
+
 int demo_print(const demo_result *result); /* lm_demo_text.c; exit codes */
 int demo_json(const demo_result *result);
 int demo_html(const demo_result *result, FILE *page); /* lm_demo_html.c */

@@ -25,8 +25,8 @@ static const char *const style[] = {
     "svg .title{font-weight:600;font-size:14px}\nsvg .soft{fill:var(--soft);font-size:12px}\n"
     ".peer{fill:var(--peer)}.exact{fill:var(--exact)}.knn{fill:var(--knn)}\n",
     ".wide{overflow-x:auto}\ntable{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}\n"
-    "th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}\n"
-    "th:first-child,td:first-child{text-align:left;white-space:normal}\n"
+    "th,td{text-align:right;padding:.3rem .5rem;border-bottom:1px solid var(--line);vertical-align:bottom}\n"
+    "td{white-space:nowrap}td:first-child{text-align:left;white-space:normal}.detail td{color:var(--soft)}\n"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0 0;font:14px/1.45 ui-monospace,monospace}\n"
     "mark{background:var(--mark);color:inherit;border-radius:.15rem}\n.texts{display:grid;gap:1rem}\n",
 };
@@ -176,52 +176,40 @@ static void put_summary(FILE *page, const demo_result *result)
     fprintf(page, ", %d threads.</p>\n", result->threads);
 }
 
-static void put_percent(FILE *page, int applies, double share)
+static void put_row(FILE *page, const demo_row *row, const demo_result *result)
 {
-    if (applies) {
-        fprintf(page, "<td>%.1f %%</td>", 100.0 * share);
-    } else {
-        fputs("<td>–</td>", page);
+    int is_detail = row->label[0] == ' ';
+    fprintf(page, "<tr%s><td>", is_detail ? " class=\"detail\"" : "");
+    put_text(page, row->label);
+    fputs("</td>", page);
+    for (int i = 0; i < DEMO_CONTENDERS; i++) {
+        char text[32] = "";
+        row->cell(text, sizeof text, result, i);
+        fputs("<td>", page);
+        put_text(page, text[0] ? text : "–");
+        fputs("</td>", page);
     }
-}
-
-static void put_entry(FILE *page, const demo_result *result, int i)
-{
-    const demo_entry *entry = &result->entries[i];
-    fputs("<tr><td>", page);
-    put_text(page, entry->name);
-    fprintf(page, "</td><td>%.1f</td><td>%.2f×</td>", lm_prefill_rate(&entry->read), demo_prefill_ratio(result, i));
-    fprintf(page, "<td>%.1f</td><td>%.2f×</td>", lm_decode_rate(&entry->made), demo_decode_ratio(result, i));
-    put_percent(page, 1, lm_usage_full(&entry->made_usage));
-    put_percent(page, entry->made_usage.rows > 0, entry->made_usage.tail_mass);
-    fprintf(page, "<td>%.3f</td>", lm_score_perplexity(&entry->score));
-    if (i == DEMO_FULL) {
-        fputs("<td>–</td><td>–</td><td>–</td><td>–</td></tr>\n", page);
-        return;
-    }
-    fprintf(page, "<td>%+.2f %%</td><td>%.5f</td>", 100.0 * off_full(result, i), lm_mean_value(&entry->score.divergence));
-    put_percent(page, 1, lm_score_agreement(&entry->score));
-    fprintf(page, "<td>%d of %d</td></tr>\n", entry->equal, result->count);
+    fputs("</tr>\n", page);
 }
 
 static void put_table(FILE *page, const demo_result *result)
 {
-    fputs(
-        "<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th>attention</th><th>prefill t/s</th><th>ratio</th><th>decode "
-        "t/s</th>"
-        "<th>ratio</th><th>keys in full</th><th>tail mass</th><th>perplexity</th><th>to -fa 0</th><th>KL div.</th><th>same top</th>"
-        "<th>equal tokens</th></tr></thead>\n<tbody>\n",
-        page);
+    fputs("<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th></th>", page);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
-        put_entry(page, result, i);
+        fputs("<th>", page);
+        put_text(page, result->entries[i].name);
+        fputs("</th>", page);
+    }
+    fputs("</tr></thead>\n<tbody>\n", page);
+    for (const demo_row *row = demo_rows; row->label; row++) {
+        put_row(page, row, result);
     }
     fprintf(
         page,
         "</tbody></table></div>\n<p class=\"soft\">All figures were measured in one run. The four contexts took turns, block by "
-        "block while reading and token by token while making, in rotating order. Ratios are to the faster of llama.cpp's two "
-        "settings. Keys in full and tail mass are those of the decoded tokens; tail mass is the share of the softmax that was "
-        "estimated. Perplexity, KL divergence (nats, from llama.cpp -fa 0) and same top token are over the last %d tokens of "
-        "the document. Tokens made are the most likely ones; end-of-text tokens are not taken.</p>\n",
+        "block while reading and token by token while making, in rotating order. Tail mass is the share of the softmax that was "
+        "estimated instead of read. Perplexity, KL divergence (in nats) and most likely tokens are over the last %d tokens of the "
+        "document. Tokens made are the most likely ones; end-of-text tokens are not taken.</p>\n",
         result->scored);
 }
 
@@ -254,7 +242,7 @@ static int put_tail(FILE *page, const char *tail)
 static int put_texts(FILE *page, const demo_result *result)
 {
     int code = CLI_OK;
-    fputs("<h2>Continuations</h2>\n<p>The document, as read, ends with</p>\n<div class=\"card\"><pre>", page);
+    fputs("<h2>Continuations</h2>\n<p>The document, as read, ends with</p>\n<div class=\"card\"><pre>\n", page);
     code = put_tail(page, result->tail);
     fputs("</pre></div>\n<p>and each attention goes on. Marked: tokens other than those of llama.cpp -fa 0 at the same place.</p>\n"
           "<div class=\"texts\">\n",
@@ -266,7 +254,7 @@ static int put_texts(FILE *page, const demo_result *result)
         if (i != DEMO_FULL) {
             fprintf(page, " <span class=\"soft\">first %d of %d tokens equal</span>", result->entries[i].equal, result->count);
         }
-        fputs("<pre>", page);
+        fputs("<pre>\n", page);
         code = put_marked(page, result->model, &result->entries[i].tokens, &result->entries[DEMO_FULL].tokens);
         fputs("</pre></div>\n", page);
     }

@@ -87,10 +87,7 @@ static void equal(char *text, size_t size, const demo_result *result, int i)
     }
 }
 
-static const struct {
-    const char *label;
-    demo_cell cell;
-} rows[] = {
+const demo_row demo_rows[] = {
     { "prefill, tokens/s", prefill },
     { "  to the faster llama.cpp", prefill_ratio },
     { "decode, tokens/s", decode },
@@ -104,14 +101,15 @@ static const struct {
     { "KL divergence from it", divergence },
     { "same most likely token", agreement },
     { "equal leading tokens", equal },
+    { NULL, NULL },
 };
 
-static void print_row(const char *label, demo_cell cell, const demo_result *result)
+static void print_row(const demo_row *row, const demo_result *result)
 {
-    printf("%-27s", label);
+    printf("%-27s", row->label);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         char text[32] = "";
-        cell(text, sizeof text, result, i);
+        row->cell(text, sizeof text, result, i);
         printf(" %15s", text[0] ? text : "-");
     }
     putchar('\n');
@@ -141,8 +139,8 @@ int demo_print(const demo_result *result)
         printf(" %15s", result->entries[i].name);
     }
     putchar('\n');
-    for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
-        print_row(rows[row].label, rows[row].cell, result);
+    for (const demo_row *row = demo_rows; row->label; row++) {
+        print_row(row, result);
     }
     return print_continuations(result);
 }

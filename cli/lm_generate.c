@@ -120,11 +120,20 @@ static int fit_context(int *positions, const request *r, const lm_model *model, 
     return CLI_OK;
 }
 
+/* The reference, if any, comes first, as everywhere; the session that makes the text is the last. */
 static int open_sessions(lm_desk *desk, const request *r, int positions)
 {
     const lm_attention chosen = lm_choice_attention(&r->choice), full = lm_attention_of(LM_OFF, 0, &r->choice);
-    int code = lm_desk_session(desk, positions, 1, (int)r->input.threads, &chosen);
-    return code == CLI_OK && r->compare ? lm_desk_session(desk, positions, 1, (int)r->input.threads, &full) : code;
+    int code = CLI_OK;
+    if (r->compare) {
+        code = lm_desk_session(desk, positions, 1, (int)r->input.threads, &full);
+    }
+    return code == CLI_OK ? lm_desk_session(desk, positions, 1, (int)r->input.threads, &chosen) : code;
+}
+
+static lm_session *maker(const lm_desk *desk)
+{
+    return desk->group.sessions[desk->group.count - 1];
 }
 
 /* ------------------------------------------------------------------ answer */
@@ -156,16 +165,15 @@ static void print_timing(const char *name, const lm_timing *timing)
 
 static int print_words(const answer *a)
 {
-    lm_session *const *sessions = a->desk->group.sessions;
     const lm_attention attention = lm_choice_attention(&a->request->choice);
     lm_usage used;
-    lm_session_usage(sessions[0], &used);
+    lm_session_usage(maker(a->desk), &used);
     putchar('\n');
     fflush(stdout);
-    print_timing(lm_attention_name(&attention), lm_session_timing(sessions[0]));
+    print_timing(lm_attention_name(&attention), lm_session_timing(maker(a->desk)));
     lm_print_usage(stderr, &used);
     if (a->request->compare) {
-        print_timing("llama.cpp -fa 0", lm_session_timing(sessions[1]));
+        print_timing("llama.cpp -fa 0", lm_session_timing(a->desk->group.sessions[0]));
         fprintf(stderr, "compared   %d of %d leading tokens equal; KL divergence per step %.6f +/- %.6f\n", a->equal, a->made.count,
                 lm_mean_value(&a->score.divergence), lm_mean_error(&a->score.divergence));
     }
@@ -178,13 +186,13 @@ static void json_reference(cJSON *root, const answer *a)
     cli_json_text(to, "reference", "llama.cpp -fa 0");
     cli_json_int(to, "equal_tokens", a->equal);
     lm_json_comparison(to, &a->score);
-    lm_json_timing(to, lm_session_timing(a->desk->group.sessions[1]));
+    lm_json_timing(to, lm_session_timing(a->desk->group.sessions[0]));
 }
 
 static int print_json(const answer *a)
 {
     const lm_attention attention = lm_choice_attention(&a->request->choice);
-    const lm_session *session = a->desk->group.sessions[0];
+    const lm_session *session = maker(a->desk);
     int ended = a->made.count > 0 && lm_model_ends(a->desk->model, a->made.ids[a->made.count - 1]);
     char *text = lm_text_of(a->desk->model, a->made.ids, a->made.count - ended);
     lm_usage used;
@@ -214,12 +222,12 @@ static int continue_text(answer *a, const request *r, lm_desk *desk, const lm_to
 {
     lm_error error = { { 0 } };
     lm_generation how = { (int)r->count, r->temperature, r->seed, r->ignore_end, r->json ? NULL : print_token, desk->model };
-    lm_session *reference = r->compare ? desk->group.sessions[1] : NULL;
+    lm_session *reference = r->compare ? desk->group.sessions[0] : NULL;
     cli_progress_start("reading the prompt");
     int status = lm_score_text(NULL, &desk->group, prompt->ids, prompt->count, prompt->count - 1, &error);
     cli_progress_end();
     if (status == LM_OK) {
-        status = lm_generate(&a->made, &a->score, &a->equal, desk->model, desk->group.sessions[0], reference, 0, &how, &error);
+        status = lm_generate(&a->made, &a->score, &a->equal, desk->model, maker(desk), reference, 0, &how, &error);
     }
     if (status != LM_OK) {
         return lm_failed(status, &error);
