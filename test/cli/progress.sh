@@ -40,8 +40,12 @@ def on_terminal(wait_s, **operands):
 code, said = on_terminal(2.0)
 assert code == 0 and re.match(r"\rkna attend: reading [1-9] s\x1b\[K", said), (code, said)
 assert said.endswith("\r\x1b[K") and "\n" not in said, said
-assert 2 <= said.count("reading") <= 10, said
-code, said = on_terminal(0.0)
+assert 1 <= said.count("reading") <= 10, said
+for attempt in range(5):
+    start = time.monotonic()
+    code, said = on_terminal(0.0)
+    if time.monotonic() - start < 1:  # else the machine was busy, and progress in its place
+        break
 assert (code, said) == (0, ""), (code, said)
 np.save("bad.npy", np.ones((1, 4, 7), np.float32))
 code, said = on_terminal(1.5, k="bad.npy")
