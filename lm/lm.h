@@ -146,7 +146,7 @@ typedef struct lm_session_options {
     lm_attention attention;
 } lm_session_options;
 
-/* Time spent inside the model: calls with one token are decode, with more prefill. */
+/* Time spent inside the model: calls with one token behind others are decode, all others prefill. */
 typedef struct lm_timing {
     double prefill_s, decode_s;
     int64_t prefill_tokens, decode_tokens;

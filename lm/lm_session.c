@@ -154,9 +154,10 @@ static int check_decode(const lm_session *session, const int32_t *tokens, int co
     return LM_OK;
 }
 
-static void add_time(lm_timing *timing, int count, double seconds)
+/* One token behind others is a decode; the first token of all is a prefill, however short. */
+static void add_time(lm_timing *timing, int count, int before, double seconds)
 {
-    if (count == 1) {
+    if (count == 1 && before > 0) {
         timing->decode_s += seconds;
         timing->decode_tokens++;
     } else {
@@ -186,7 +187,7 @@ int lm_session_decode(lm_session *session, const int32_t *tokens, int count, int
         return lm__fail(error, LM_EDECODE, "llama.cpp cannot decode %d tokens at position %d (code %d): %s", count, session->count,
                         (int)code, lm__log_last());
     }
-    add_time(&session->timing, count, seconds);
+    add_time(&session->timing, count, session->count, seconds);
     session->count += count;
     session->last_count = count;
     session->last_scored = scored;

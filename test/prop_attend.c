@@ -22,7 +22,7 @@ static bool all_levels(random_case *c)
 
 static void random_cases(void)
 {
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < rounds(500); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(2e6));
         all_levels(&c);
@@ -34,7 +34,7 @@ static void random_cases(void)
 static void every_dimension(void)
 {
     static const int64_t groups[] = { 1, 3, 4, 8 };
-    for (int64_t d = 1; d <= 256; d++) {
+    for (int64_t d = 1; d <= 256; d += RANDOM_SHARE) {
         int64_t g = groups[d % 4], h_kv = 1 + d % 3;
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ g * h_kv, h_kv, 1 + d % 5, 1 + (int64_t)test_below(90), d, 257 - d });
@@ -182,7 +182,7 @@ static bool agrees(const random_case *alone, const random_case *all, int64_t que
 /* Many queries at once, and each alone: the two paths say the same. */
 static void paths_agree(void)
 {
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < rounds(12); i++) {
         random_case c = { .guarded = false };
         case_random(&c, (shape){ 6, 2, 20 + (int64_t)test_below(60), 40 + (int64_t)test_below(700), 24, 32 });
         oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
@@ -207,7 +207,7 @@ static void paths_agree(void)
 /* Operands that end where memory ends: one step further crashes. */
 static void nothing_outside_is_read(void)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = true };
         case_random(&c, random_shape(2e5));
         for (int method = 0; method < KNA_METHOD_COUNT; method++) {
@@ -223,7 +223,7 @@ static void nothing_outside_is_read(void)
 /* Between the rows of the output nothing is written; every number of it is. */
 static void nothing_else_is_written(void)
 {
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < rounds(30); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(1e5));
         c.options.method = (int)test_below(KNA_METHOD_COUNT);

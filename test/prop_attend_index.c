@@ -39,7 +39,7 @@ static void random_near(random_case *c)
 /* Rows given in pieces of any size and order, some twice: as if given at once. With and without an index: the same bits. */
 static void pieces(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         kna_context *context = context_best();
         case_random(&c, random_shape(3e5));
@@ -161,7 +161,7 @@ static void fill_garbage(random_case *c, const bool *absent)
 /* Rows removed, or never given, take no part; what they hold does not matter, NaN and infinity included. */
 static void absent_rows_take_no_part(void)
 {
-    for (int i = 0; i < 120; i++) {
+    for (int i = 0; i < rounds(120); i++) {
         random_case c = { .guarded = false };
         kna_context *context = context_best();
         case_random(&c, random_shape(5e5));
@@ -195,7 +195,7 @@ static void absent_rows_take_no_part(void)
 /* Rows that come back are as new. */
 static void rows_come_back(void)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
         kna_context *context = context_best();
         case_random(&c, random_shape(3e5));
@@ -225,7 +225,7 @@ static void rows_come_back(void)
 /* Garbage in rows that the mask forbids to everyone does no harm either. */
 static void garbage_behind_the_mask(void)
 {
-    for (int i = 0; i < 80; i++) {
+    for (int i = 0; i < rounds(80); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(5e5));
         case_rows(&c, &c.k, test_below(2) ? KNA_F32 : KNA_F16, LAYOUT_PACKED, 1);
@@ -250,7 +250,7 @@ static void garbage_behind_the_mask(void)
 /* Keys and values after a position do not touch the rows up to it, to the bit. */
 static void future_is_not_seen(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         int64_t m = 20 + (int64_t)test_below(200), n = m + (int64_t)test_below(200);
         case_begin(&c, (shape){ 2, 1, m, n, 16, 8 });
@@ -330,7 +330,7 @@ static void prompt_and_tokens(void)
 /* Keys overwritten behind the index: the keys read are found out; an audit of rows finds keys and values. */
 static void stale_index(void)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
         kna_context *context = context_best();
         int64_t n = 200 + (int64_t)test_below(400);
@@ -361,6 +361,48 @@ static void stale_index(void)
         case_attend(&c, context, &r);
         EXPECT_INT(r.stale_rows, 0);
         kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
+/* One query, one KV head, row 0 read in full as a sink; returns how many stale rows the call reports. */
+static int64_t stale_at_sink(random_case *c, kna_index *index)
+{
+    kna_report r = { .size = sizeof r };
+    c->options.method = KNA_KNN;
+    c->options.k_near = 1;
+    c->options.near_window = -1;
+    c->options.near_sinks = 1;
+    c->options.index = index;
+    case_attend(c, context_best(), &r);
+    return r.stale_rows;
+}
+
+/*
+ * How sharp the check of keys read is: a key along the query that shrinks by a tenth is found out, but one on which int8 is as
+ * wrong as it can be (its columns are +-1 by the sign of what int8 loses of the query's) is not suspected.
+ */
+static void stale_bound(void)
+{
+    for (int i = 0; i < 20; i++) {
+        enum { D = 64 };
+        random_case c = { .guarded = false };
+        kna_context *context = context_best();
+        case_begin(&c, (shape){ 1, 1, 1, 64, D, 4 });
+        float *k = (float *)(uintptr_t)c.k.data, scale;
+        const float *q = c.q.data;
+        int8_t q_i8[D];
+        kna_index *index = index_for(&c, context);
+        EXPECT_INT(kna_quantize_i8(context, q_i8, &scale, q, 1, D), KNA_OK);
+        for (int x = 0; x < D; x++) k[x] = q[x] > scale * (float)q_i8[x] ? 1 : -1;
+        update(context, index, &c, 0, 64);
+        EXPECT_INT(stale_at_sink(&c, index), 0);
+        memcpy(k, q, D * sizeof *k);
+        update(context, index, &c, 0, 64);
+        EXPECT_INT(stale_at_sink(&c, index), 0);
+        for (int x = 0; x < D; x++) k[x] *= 0.9f;
+        EXPECT_INT(stale_at_sink(&c, index), 1);
+        kna_index_free(index);
         case_end(&c);
     }
 }
@@ -408,6 +450,7 @@ int main(int argc, char **argv)
     TEST(future_is_not_seen);
     TEST(prompt_and_tokens);
     TEST(stale_index);
+    TEST(stale_bound);
     TEST(audit_share);
     contexts_free();
     return test_end();

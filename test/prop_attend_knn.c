@@ -36,7 +36,7 @@ static void random_near(random_case *c)
 static void definition(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < 400; i++) {
+    for (int i = 0; i < rounds(400); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(1e6));
         random_near(&c);
@@ -51,7 +51,7 @@ static void definition(void)
 static void definition_without_doubt(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < 100; i++) {
+    for (int i = 0; i < rounds(100); i++) {
         random_case c = { .guarded = false };
         int64_t h_kv = 1 + (int64_t)test_below(2), d = 8 + (int64_t)test_below(60);
         case_begin(&c, (shape){ 3 * h_kv, h_kv, 1 + (int64_t)test_below(6), 100 + (int64_t)test_below(900), d, 1 + (int64_t)test_below(40) });
@@ -70,7 +70,7 @@ static void definition_without_doubt(void)
 /* The scan's ties go to the lower index; blocks whose keys are all copies. */
 static void ties(void)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
         int64_t n = 100 + (int64_t)test_below(300), copies = 1 + (int64_t)test_below(20);
         case_begin(&c, (shape){ 2, 1, 2, n, 24, 5 });
@@ -86,7 +86,7 @@ static void ties(void)
 static void low_finite_masks(void)
 {
     static const float lows[] = { -1e4f, -65504.0f, -1e9f, -1e30f, -1e37f };
-    for (int i = 0; i < 50; i++) {
+    for (int i = 0; i < rounds(50); i++) {
         random_case c = { .guarded = false };
         int64_t n = 200 + (int64_t)test_below(100), first = (int64_t)test_below(40), listed = first < 4 ? first : 4;
         case_begin(&c, (shape){ 1, 1, 1, n, 16, 4 });
@@ -103,7 +103,7 @@ static void low_finite_masks(void)
 /* k that reaches every key: exact attention. */
 static void k_of_all_keys(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(5e5));
         c.options.method = KNA_KNN;
@@ -123,7 +123,7 @@ static void k_of_all_keys(void)
 static void eps_is_monotone(void)
 {
     static const float eps[] = { 0.9f, 0.5f, 0.2f, 0.1f, 0.05f, 0.02f, 0.01f, 1e-3f, 1e-6f };
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < rounds(30); i++) {
         random_case c = { .guarded = false };
         case_random(&c, (shape){ 4, 2, 1 + (int64_t)test_below(4), 300 + (int64_t)test_below(1200), 32, 32 });
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 4 * test_uniform());
@@ -182,7 +182,7 @@ static double *true_errors(const random_case *c, const oracle *o)
 /* Everything audited: the mean of the true errors, a p95 that at most one in twenty exceeds, and no bit of output changed. */
 static void audit_of_all(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(1e6));
         c.options.method = 1 + i % 2;

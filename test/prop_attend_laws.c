@@ -58,7 +58,7 @@ static void join_shard(const random_case *whole, int64_t first, int64_t end, flo
 /* Shards in a random order, some empty, joined one after another, equal the whole. */
 static void merge_shards(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_begin(&c, random_shape(2e5));
         c.options.causal = (int)test_below(2);
@@ -128,7 +128,7 @@ static void reorder(random_case *c, const size_t *order)
 
 static void permuted_keys(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_begin(&c, random_shape(2e5));
         c.options.method = i % 2 ? KNA_TOPK : KNA_EXACT;
@@ -160,7 +160,7 @@ static void add_to_rows(float *x, int64_t rows, int64_t dim, const float *shift,
 /* Adding a vector to every key leaves the output, adding one to every value adds it, scaling values scales. */
 static void shifts(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_begin(&c, random_shape(2e5));
         int64_t d = c.shape.d, dv = c.shape.dv, rows = c.shape.h_kv * c.shape.n;
@@ -188,7 +188,7 @@ static void shifts(void)
 /* Every output lies between the smallest and the largest value of its column, for methods whose weights are never negative. */
 static void convex_hull(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         case_begin(&c, random_shape(2e5));
         case_rows(&c, &c.k, random_type(c.shape.d), (int)test_below(LAYOUT_COUNT), 3);
@@ -274,7 +274,7 @@ static void one_winner(void)
 /* Logits of +-10^4 all over: nothing overflows, and it is still the softmax, as far as f32 products go. */
 static void huge_logits(void)
 {
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < rounds(20); i++) {
         random_case c = { .guarded = false };
         case_begin(&c, random_shape(2e5));
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 100);
@@ -304,7 +304,7 @@ static void huge_logits(void)
 static void same_bits(void)
 {
     static const int threads[] = { 1, 2, 3, 1, 3 };
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(2e6));
         c.options.method = i % KNA_METHOD_COUNT;

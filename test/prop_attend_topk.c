@@ -96,7 +96,7 @@ static void check_levels(random_case *c)
 static void random_cases(void)
 {
     rows_tried = rows_skipped = 0;
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < rounds(300); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(1e6));
         c.options.method = KNA_TOPK;
@@ -110,7 +110,7 @@ static void random_cases(void)
 /* Numbers of very different sizes in a row, where int8 is at its worst. */
 static void lopsided_numbers(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         shape s = { 2, 1, 3, 200 + (int64_t)test_below(600), 1 + (int64_t)test_below(300), 8 };
         case_begin(&c, s);
@@ -160,7 +160,7 @@ static void worst_case_of_the_scan(void)
 /* Keys that are copies of each other: the lower index is taken, on both sides of blocks of 16. */
 static void ties(void)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
         int64_t n = 20 + (int64_t)test_below(300), k = 1 + (int64_t)test_below((size_t)n - 1), copies = 1 + (int64_t)test_below(5);
         case_begin(&c, (shape){ 2, 1, 1 + (int64_t)test_below(3), n, 33, 7 });
@@ -189,7 +189,7 @@ static void ties(void)
 /* k at or above what a query sees is exact attention; k = 1 without a sink is the value of the nearest key, to the bit. */
 static void limits_of_k(void)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(2e5));
         c.options.method = KNA_TOPK;

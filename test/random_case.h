@@ -12,6 +12,22 @@
 
 #include "oracle.h"
 
+/* How many rounds of a random test: fewer where every access is watched, which takes several times as long. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define RANDOM_SHARE 4
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define RANDOM_SHARE 4
+#endif
+#endif
+#ifndef RANDOM_SHARE
+#define RANDOM_SHARE 1
+#endif
+static inline int rounds(int n)
+{
+    return n / RANDOM_SHARE;
+}
+
 /* How rows lie in memory. */
 enum { LAYOUT_PACKED, LAYOUT_PADDED, LAYOUT_INTERLEAVED, LAYOUT_COUNT };
 

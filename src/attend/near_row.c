@@ -260,9 +260,13 @@ static void attend_topk(near_row *row, near_stats *stats)
     kna__state state = { p->kernels->max(room->exact, (size_t)row->listed), 0 };
     memcpy(room->work, row->s + first, (size_t)count * sizeof(float));
     double all = (double)p->kernels->exp_sum(room->work, state.max, (size_t)count);
+    double scanned = 0; /* what the scan took the listed keys for: their true weights replace it */
+    for (int64_t i = 0; i < row->listed; i++) {
+        scanned += (double)room->work[room->ids[i] - first];
+    }
     state.sum = (double)p->kernels->exp_sum(room->exact, state.max, (size_t)row->listed);
-    double sink = sink_weight(row, state);
-    stats->tail_mass = (float)fmax(0, 1 - (state.sum + sink) / (all + sink));
+    double tail = fmax(0, all - scanned);
+    stats->tail_mass = (float)(tail / (tail + state.sum + sink_weight(row, state)));
     stats->stale = row->stale;
     memset(room->values, 0, (size_t)p->dv * sizeof(float));
     p->kernels->mix_at[p->v.type](room->values, room->exact, kna__span_at(&p->v, row->kv_head, 0), room->ids, (size_t)row->listed,

@@ -126,6 +126,8 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     int64_t lo, hi, unused;
     kna__visible(p, row / p->g, &lo, &unused);
     kna__visible(p, (row + rows - 1) / p->g, &unused, &hi);
+    hi = (hi + KEYS - 1) / KEYS * KEYS; /* whole key tiles: how a sum is grouped must not depend on the tile of rows */
+    hi = hi < p->n ? hi : p->n;
     kna__queries_read(p, room.q, kv_head, row, rows);
     memset(room.out, 0, (size_t)(rows * p->dv) * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
