@@ -328,6 +328,7 @@ static void scan_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const
         const float *s = scales + b * KNA_BLOCK;
         float *o = out + b * KNA_BLOCK;
         size_t i = 0;
+        prefetch_avx2((const char *)block + 2 * V_AHEAD, d4 * 4 * KNA_BLOCK);
         for (; i + 4 <= g; i += 4) {
             scan_tile(o + i * ldo, ldo, q + i * ldq, ldq, q_scale + i, 4, block, s, d4);
         }

@@ -277,6 +277,7 @@ static void scan_group(float *out, size_t ldo, const int8_t *q, size_t ldq, cons
     excess_of(excess, q, ldq, g, d4);
     for (size_t b = 0; b < blocks; b += 2) {
         const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
+        prefetch_avx512((const char *)block + 2 * V_AHEAD, 2 * d4 * 4 * KNA_BLOCK);
         for (size_t i = 0; i < g; i += 4) {
             size_t some = g - i < 4 ? g - i : 4;
             float *o = out + i * ldo + b * KNA_BLOCK;
