@@ -46,16 +46,15 @@ if(llama_state STREQUAL "absent")
     add_custom_target(llama_build DEPENDS ${llama_build}/knnattn.stamp)
 endif()
 
-# The headers' folders may only appear during the build, hence an interface of our own and not a property of the imported libraries.
+# Interfaces of our own and not imported libraries: CMake demands that the folders of those exist, and these may only appear during the build.
 add_library(llama_headers INTERFACE)
 target_include_directories(llama_headers SYSTEM INTERFACE ${llama_source}/ggml/include ${llama_source}/ggml/src ${llama_source}/include)
-
 foreach(name llama ggml ggml-base)
-    string(REPLACE "-" "_" target llama::${name})
-    add_library(${target} SHARED IMPORTED)
-    set_target_properties(${target} PROPERTIES IMPORTED_LOCATION ${KNA_LLAMA_BIN}/lib${name}.so INTERFACE_LINK_LIBRARIES llama_headers)
+    string(REPLACE "-" "_" target ${name})
+    add_library(llama_${target} INTERFACE)
+    add_library(llama::${target} ALIAS llama_${target})
+    target_link_libraries(llama_${target} INTERFACE ${KNA_LLAMA_BIN}/lib${name}.so llama_headers)
     if(TARGET llama_build)
-        add_dependencies(${target} llama_build)
-        add_dependencies(llama_headers llama_build)
+        add_dependencies(llama_${target} llama_build)
     endif()
 endforeach()
