@@ -1,8 +1,8 @@
 /*
  * lm_demo_html.c - a demo's figures as one page: bars, a table, the four continuations.
  *
- * Invariant: the page needs nothing but itself: no script, no font, no picture from elsewhere; it follows the reader's light or dark
- * setting and is readable on a phone. All text that is not ours passes put_text().
+ * Invariant: the page needs nothing but itself: no script, no font, no picture from elsewhere; it follows the reader's light or
+ * dark setting and is readable on a phone. All text that is not ours passes put_text().
  */
 #include "lm_demo.h"
 

@@ -20,7 +20,8 @@ static int rows_from(int at, int n, int first)
     return end <= first ? 0 : (at >= first ? n : end - first);
 }
 
-/* Tokens of the step that begins at `at`. A last step of one token would count as decode in the timing: it takes one from before. */
+/* Tokens of the step that begins at `at`. A last step of one token would count as decode in the timing: it takes one from the step
+ * before. */
 static int step_at(int at, int count)
 {
     int left = count - at;

@@ -5,7 +5,7 @@ set -eu
 [ -n "${KNA_LLAMA:-}" ] || { echo "no llama.cpp: skipped"; exit 77; }
 # llama.cpp's own leaks are not ours to report.
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0
-# Threads that wait without spinning: tests may run beside others, and then a spinning thread keeps the one it waits for from running.
+# Threads wait without spinning: beside other work a spinning thread keeps the one it waits for from running.
 export OMP_WAIT_POLICY=passive
 model=$KNA_MODEL
 python=${KNA_PYTHON:-/usr/bin/python3}
@@ -23,7 +23,7 @@ holds() {
     checks=$((checks + 1))
     "$python" -B -c 'import json, math, sys
 a, b, c = ([json.load(open(f)) for f in sys.argv[2:]] + [None] * 3)[:3]
-sys.exit(0 if eval(sys.argv[1]) else 1)' "$expression" "$@" || { fail "$name: $expression"; head -c 2000 "$@"; }
+sys.exit(0 if eval("(" + sys.argv[1] + ")") else 1)' "$expression" "$@" || { fail "$name: $expression"; head -c 2000 "$@"; }
 }
 
 # refuses CODE TEXT COMMAND.. - the command ends with CODE, its message holds TEXT, standard output stays empty.

@@ -1,11 +1,15 @@
-# KL divergence and agreement of kna ppl --compare against llama-perplexity --kl-divergence, on an attention that is far off: few keys,
-# the rest dropped. llama.cpp keeps the reference's log-probabilities in 16 bits, hence a tolerance.
+# KL divergence and agreement of kna ppl --compare against llama-perplexity --kl-divergence, on an attention that is far off: few
+# keys, the rest dropped. llama.cpp keeps the reference's log-probabilities in 16 bits, hence a tolerance.
 source "$(dirname "$0")/_prepare.sh"
 
 chunks=2
 [ -z "${KNA_SANITIZE:-}" ] || chunks=1
 head -c 9000 "$KNA_DOCUMENTS/filesystems/vfs.rst" >text.txt
-perplexity() { "$KNA_LLAMA/llama-perplexity" -m "$model" -f text.txt -c 512 -b 512 --chunks $chunks --kl-divergence-base base.bin "$@" >log 2>&1 || { tail -5 log; exit 1; }; }
+perplexity() {
+    "$KNA_LLAMA/llama-perplexity" -m "$model" -f text.txt -c 512 -b 512 --chunks $chunks \
+        --kl-divergence-base base.bin "$@" >log 2>&1 ||
+        { tail -5 log; exit 1; }
+}
 
 perplexity -fa off
 GGML_BACKEND_PATH=$KNA_PLUGIN KNNATTN_METHOD=topk KNNATTN_K=3 KNNATTN_EXACT_BELOW=0 perplexity -fa on --kl-divergence

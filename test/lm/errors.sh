@@ -29,7 +29,8 @@ refuses 2 "empty.txt: the text is empty" "$KNA" ppl -m "$model" -f empty.txt
 refuses 2 "zero.txt: not a text: zero byte at offset 1" "$KNA" ppl -m "$model" -f zero.txt
 
 # Texts and contexts: the message names both numbers.
-tokens=$("$KNA" generate -m "$model" -f text.txt -c 1 2>&1 | sed -n 's/.*the prompt has \([0-9]*\) tokens, the context only 1 .*/\1/p')
+tokens=$("$KNA" generate -m "$model" -f text.txt -c 1 2>&1 |
+    sed -n 's/.*the prompt has \([0-9]*\) tokens, the context only 1 .*/\1/p')
 [ "${tokens:-0}" -gt 1000 ] || fail "the number of tokens is missing from the message: '$tokens'"
 refuses 2 "the prompt has $tokens tokens, the context only 256" "$KNA" generate -m "$model" -f text.txt -c 256
 refuses 2 "the prompt has $tokens tokens and 9 more are to be made (-n): the context of $tokens is too small" \

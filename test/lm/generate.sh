@@ -14,16 +14,19 @@ generate $knn --json --compare >three.json
 same_file one.txt two.txt "knn: another run on one thread made another text"
 "$python" -c 'import json; print(json.load(open("three.json"))["text"])' >three.txt
 same_file one.txt three.txt "knn: the text in JSON is another"
-holds "figures" 'a["made_tokens"] == 16 and a["decode_tokens"] == 15 and a["prefill_tokens"] == a["prompt_tokens"] and not a["ended"]' three.json
+holds "figures" 'a["made_tokens"] == 16 and a["decode_tokens"] == 15
+    and a["prefill_tokens"] == a["prompt_tokens"] and not a["ended"]' three.json
 holds "attention" '0 < a["attention"]["keys_full"] < 0.5 and 0 < a["attention"]["tail_mass"] < 0.5' three.json
 holds "comparison" '0 <= a["compare"]["equal_tokens"] <= 16 and a["compare"]["kl_divergence"] > 0' three.json
 checks=$((checks + 1))
-grep -q '^knn  *prefill [0-9]* tokens at [0-9.]* tokens/s, decode 15 tokens' one.err && grep -q '% of the keys read in full' one.err ||
+grep -q '^knn  *prefill [0-9]* tokens at [0-9.]* tokens/s, decode 15 tokens' one.err &&
+    grep -q '% of the keys read in full' one.err ||
     { fail "figures on standard error"; cat one.err; }
 
 # Full attention beside itself: every token equal, divergence exactly zero.
 generate -f text.txt -n 12 --method off --fa 0 --compare --ignore-eos --json >full.json
-holds "full beside full" 'a["compare"]["equal_tokens"] == 12 and a["compare"]["kl_divergence"] == 0 and a["attention"] is None' full.json
+holds "full beside full" 'a["compare"]["equal_tokens"] == 12 and a["compare"]["kl_divergence"] == 0
+    and a["attention"] is None' full.json
 
 # Temperature: by seed; a question in the model's chat template ends by itself.
 hot="-p Once -n 12 --method off --temp 1.5 --ignore-eos"

@@ -23,7 +23,8 @@ holds "standard error" 'abs(a["ppl_error"] / b["error"] - 1) < 1e-3' ours_off.js
 holds "tokens" 'a["tokens"] == 255 * a["chunks"] == 255 * '$chunks' and a["tokens_per_s"] > 0' ours_off.json
 
 # Compared with itself full attention must agree to the last bit.
-holds "itself" 'a["compare"]["kl_divergence"] == 0 and a["compare"]["top_token_agreement"] == 1 and a["compare"]["ppl"] == a["ppl"]' ours_off.json
+holds "itself" 'a["compare"]["kl_divergence"] == 0
+    and a["compare"]["top_token_agreement"] == 1 and a["compare"]["ppl"] == a["ppl"]' ours_off.json
 
 GGML_BACKEND_PATH=$KNA_PLUGIN KNNATTN_METHOD=exact theirs on >exact.json
 ours --method exact >ours_exact.json
