@@ -202,7 +202,7 @@ static void still_serves(random_case *c, kna_context *context, kna_index *index)
     free(given);
 }
 
-/* Append 100 rows of the cache `all`, first with allocation 1 failing, then 2, and so on until none does. Returns how many failed. */
+/* Append 100 rows of the cache `all` with allocation 1 failing, then 2, and so on until none does; returns how many failed. */
 static size_t append(random_case *c, const random_case *all, kna_context *context, ledger *l, kna_index *index)
 {
     int64_t covered = kna_index_rows(index), stale = -1;

@@ -1,7 +1,7 @@
 /* knn_oracle.c - see knn_oracle.h. */
 #include "knn_oracle.h"
 
-#define BLOCK 16
+#define BLOCK  16
 #define HIDDEN (-(double)INFINITY)
 
 /* ---- the index, recomputed */
@@ -26,7 +26,8 @@ static void block_means(knn_oracle *x)
     for (int64_t i = 0; i < o->h_kv * x->blocks * o->dv; i++) {
         int64_t kv_head = i / (x->blocks * o->dv), block = i / o->dv % x->blocks, column = i % o->dv;
         float sum = 0;
-        for (int64_t j = block * BLOCK; j < (block + 1) * BLOCK && j < o->n; j++) sum += (float)o->v[(kv_head * o->n + j) * o->dv + column];
+        for (int64_t j = block * BLOCK; j < (block + 1) * BLOCK && j < o->n; j++)
+            sum += (float)o->v[(kv_head * o->n + j) * o->dv + column];
         x->means[i] = oracle_f16(oracle_to_f16(sum * (1.0f / BLOCK)));
     }
 }
@@ -287,8 +288,8 @@ bool knn_case_holds(random_case *c, kna_context *context, const knn_truth *t)
     good = EXPECT_THAT(r.keys_full == t->full, "keys_full = %g, expected %g: %s", r.keys_full, t->full, case_text(c));
     good = good && EXPECT_THAT(r.rows_exact == t->rows_exact, "rows_exact = %lld, expected %lld: %s", (long long)r.rows_exact,
                                (long long)t->rows_exact, case_text(c));
-    good = good && EXPECT_THAT(fabs(r.tail_mass - t->tail_mass) <= 1e-4, "tail_mass = %g, expected %g: %s", r.tail_mass, t->tail_mass,
-                               case_text(c));
+    good = good && EXPECT_THAT(fabs(r.tail_mass - t->tail_mass) <= 1e-4, "tail_mass = %g, expected %g: %s", r.tail_mass,
+                               t->tail_mass, case_text(c));
     if (!good || c->options.eps == 0) return good;
     return EXPECT_THAT(fabs(r.error_est - t->error) <= 1e-4 && fabs(r.error_est_max - t->error_most) <= 1e-4,
                        "error_est = %g, at most %g; expected %g, %g: %s", r.error_est, r.error_est_max, t->error, t->error_most,

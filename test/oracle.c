@@ -226,9 +226,9 @@ double oracle_finish_slack(const oracle *o, int64_t head, int64_t query, const d
     double slope = o->options.slopes ? fabs((double)o->options.slopes[head]) : 1;
     for (int64_t j = 0; j < o->n; j++) {
         if (!matters(logits[j], most)) continue;
-        double bias = o->options.mask.data   ? slope * fabs(oracle_mask(o, head, query, j))
-                      : o->options.slopes    ? slope * fabs((double)(j - oracle_position(o, query)))
-                                             : 0;
+        double bias = o->options.mask.data ? slope * fabs(oracle_mask(o, head, query, j))
+                      : o->options.slopes  ? slope * fabs((double)(j - oracle_position(o, query)))
+                                           : 0;
         slack = fmax(slack, U * (8 * (double)o->options.softcap + 2 * bias + fabs(logits[j])));
     }
     return slack;

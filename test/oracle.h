@@ -15,9 +15,9 @@ typedef struct oracle {
     int64_t h, h_kv, g, m, n, d, dv;
     kna_attend_options options; /* borrows mask, slopes and sinks */
     double scale;
-    double *q, *k, *v;          /* (h,m,d), (h_kv,n,d), (h_kv,n,dv), exactly what the rows say */
-    double *v_most;             /* (h_kv) max |v| over finite values */
-    const bool *absent;         /* (n) rows that take no part, or NULL; set by the test, borrowed */
+    double *q, *k, *v;  /* (h,m,d), (h_kv,n,d), (h_kv,n,dv), exactly what the rows say */
+    double *v_most;     /* (h_kv) max |v| over finite values */
+    const bool *absent; /* (n) rows that take no part, or NULL; set by the test, borrowed */
 } oracle;
 
 /* The problem of one kna_attend() call. Free with oracle_free(). */

@@ -60,15 +60,15 @@ static void every_type(void)
     }
 }
 
-/* The largest dimension, the smallest of everything, and sizes where work is cut: 64 keys a tile, 512 a chunk, 24, 48 and 96 rows. */
+/* The largest dimension, the smallest of everything, and sizes where work is cut: 64 keys a tile, 512 a chunk, 24 to 192 rows. */
 static void cuts(void)
 {
     static const shape shapes[] = {
-        { 1, 1, 1, 1, 1, 1 },     { 2, 1, 3, 17, 1024, 1024 },  { 1, 1, 1, 511, 3, 2 },   { 1, 1, 1, 512, 3, 2 },
-        { 1, 1, 1, 513, 3, 2 },   { 3, 3, 2, 1025, 16, 16 },    { 8, 1, 2, 1600, 20, 9 }, { 16, 1, 1, 700, 8, 8 },
-        { 17, 1, 1, 700, 8, 8 },  { 8, 1, 97, 129, 16, 12 },    { 1, 1, 24, 64, 5, 5 },   { 1, 1, 25, 65, 5, 5 },
+        { 1, 1, 1, 1, 1, 1 },      { 2, 1, 3, 17, 1024, 1024 }, { 1, 1, 1, 511, 3, 2 },   { 1, 1, 1, 512, 3, 2 },
+        { 1, 1, 1, 513, 3, 2 },    { 3, 3, 2, 1025, 16, 16 },   { 8, 1, 2, 1600, 20, 9 }, { 16, 1, 1, 700, 8, 8 },
+        { 17, 1, 1, 700, 8, 8 },   { 8, 1, 97, 129, 16, 12 },   { 1, 1, 24, 64, 5, 5 },   { 1, 1, 25, 65, 5, 5 },
         { 8, 2, 96, 128, 16, 16 }, { 8, 1, 400, 190, 7, 24 },   { 3, 1, 260, 64, 33, 1 }, { 4, 4, 200, 63, 2, 40 },
-        { 4, 1, 200, 1, 8, 8 },      { 8, 2, 193, 65, 9, 9 },
+        { 4, 1, 200, 1, 8, 8 },    { 8, 2, 193, 65, 9, 9 },
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (int causal = 0; causal < 2; causal++) {

@@ -44,7 +44,8 @@ static void definition(void)
         if (!holds_on_all_levels(&c, NULL)) i += 50;
         case_end(&c);
     }
-    EXPECT_THAT(rows_doubtful <= rows_tried / 10, "%lld of %lld rows were in doubt", (long long)rows_doubtful, (long long)rows_tried);
+    EXPECT_THAT(rows_doubtful <= rows_tried / 10, "%lld of %lld rows were in doubt", (long long)rows_doubtful,
+                (long long)rows_tried);
 }
 
 /* Plain problems, where not one row is in doubt: many keys, peaked and flat, sinks and windows of all sizes. */
@@ -54,7 +55,8 @@ static void definition_without_doubt(void)
     for (int i = 0; i < rounds(100); i++) {
         random_case c = { .guarded = false };
         int64_t h_kv = 1 + (int64_t)test_below(2), d = 8 + (int64_t)test_below(60);
-        case_begin(&c, (shape){ 3 * h_kv, h_kv, 1 + (int64_t)test_below(6), 100 + (int64_t)test_below(900), d, 1 + (int64_t)test_below(40) });
+        case_begin(&c, (shape){ 3 * h_kv, h_kv, 1 + (int64_t)test_below(6), 100 + (int64_t)test_below(900), d,
+                                1 + (int64_t)test_below(40) });
         case_rows(&c, &c.q, random_query_type(), LAYOUT_PACKED, 3 * test_uniform());
         case_rows(&c, &c.k, random_type(d), (int)test_below(LAYOUT_COUNT), 1);
         case_rows(&c, &c.v, random_type(c.shape.dv), (int)test_below(LAYOUT_COUNT), 1);
@@ -133,7 +135,8 @@ static void eps_is_monotone(void)
             kna_report r = { .size = sizeof r };
             c.options.eps = eps[x];
             case_attend(&c, context_best(), &r);
-            EXPECT_THAT(r.keys_full >= full && (double)r.rows_exact >= exact, "eps %g reads less: %s", (double)eps[x], case_text(&c));
+            EXPECT_THAT(r.keys_full >= full && (double)r.rows_exact >= exact, "eps %g reads less: %s", (double)eps[x],
+                        case_text(&c));
             EXPECT_THAT(r.error_est >= 0 && r.error_est_max <= (double)eps[x], "error_est = %g, at most %g: %s", r.error_est,
                         r.error_est_max, case_text(&c));
             full = r.keys_full;
@@ -202,9 +205,11 @@ static void audit_of_all(void)
             above += errors[row] > r.audit_p95 * 1.001 + 1e-4;
             nearest = fmin(nearest, fabs(errors[row] - r.audit_p95));
         }
-        EXPECT_THAT(memcmp(plain, audited, (size_t)(rows * (c.shape.dv + 1)) * sizeof *plain) == 0, "an audit changes: %s", case_text(&c));
+        EXPECT_THAT(memcmp(plain, audited, (size_t)(rows * (c.shape.dv + 1)) * sizeof *plain) == 0, "an audit changes: %s",
+                    case_text(&c));
         EXPECT_THAT(r.audited == rows, "%lld of %lld rows audited: %s", (long long)r.audited, (long long)rows, case_text(&c));
-        EXPECT_THAT(fabs(r.audit_mean - mean) <= 1e-3 * mean + 1e-4, "audit_mean = %g, expected %g: %s", r.audit_mean, mean, case_text(&c));
+        EXPECT_THAT(fabs(r.audit_mean - mean) <= 1e-3 * mean + 1e-4, "audit_mean = %g, expected %g: %s", r.audit_mean, mean,
+                    case_text(&c));
         EXPECT_THAT(above <= (double)rows / 20, "%g of %lld errors are above p95 = %g: %s", above, (long long)rows, r.audit_p95,
                     case_text(&c));
         EXPECT_THAT(nearest <= 1e-3 * r.audit_p95 + 1e-4, "p95 = %g is nobody's error: %s", r.audit_p95, case_text(&c));

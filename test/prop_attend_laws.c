@@ -48,11 +48,12 @@ static int by_value(const void *a, const void *b)
 static void join_shard(const random_case *whole, int64_t first, int64_t end, float *out, float *lse)
 {
     random_case part = *whole;
+    int64_t rows = whole->shape.h * whole->shape.m;
     part.k = rows_between(&whole->k, first, end);
     part.v = rows_between(&whole->v, first, end);
     part.options.causal_shift = whole->shape.n - end; /* keys count from the shard's first */
     case_attend(&part, context_best(), NULL);
-    EXPECT_INT(kna_merge(context_best(), out, lse, part.out.data, part.lse, whole->shape.h * whole->shape.m, whole->shape.dv), KNA_OK);
+    EXPECT_INT(kna_merge(context_best(), out, lse, part.out.data, part.lse, rows, whole->shape.dv), KNA_OK);
 }
 
 /* Shards in a random order, some empty, joined one after another, equal the whole. */
@@ -177,7 +178,10 @@ static void shifts(void)
         for (int64_t r = 0; r < c.shape.h * c.shape.m; r++) {
             const float *after = case_out_row(&c, r / c.shape.m, r % c.shape.m);
             float worst = 0;
-            for (int64_t x = 0; x < dv; x++) worst = fmaxf(worst, fabsf(after[x] - (4 * before[r * (dv + 1) + x] + value_shift[x])));
+            for (int64_t x = 0; x < dv; x++) {
+                float want = 4 * before[r * (dv + 1) + x] + value_shift[x];
+                worst = fmaxf(worst, fabsf(after[x] - want));
+            }
             if (!EXPECT_THAT(worst <= 30 * (float)TOLERANCE, "off by %g: %s", (double)worst, case_text(&c))) break;
         }
         free(before);
@@ -235,11 +239,12 @@ static void equal_logits(void)
         case_attend(&c, context_best(), NULL);
         int64_t taken = c.options.method == KNA_TOPK ? k : n;
         double bound = 6 * TOLERANCE + (c.options.method == KNA_KNN ? 0x1p-12 : 0); /* means of N(0,1) in f16 */
+        const float *v = c.v.data;
         for (int64_t row = 0; row < 4 * c.shape.m; row++) {
             int64_t head = row / c.shape.m;
             for (int64_t x = 0; x < 12; x++) {
                 double mean = 0;
-                for (int64_t j = 0; j < taken; j++) mean += (double)((const float *)c.v.data)[(head / 2 * n + j) * 12 + x] / (double)taken;
+                for (int64_t j = 0; j < taken; j++) mean += (double)v[(head / 2 * n + j) * 12 + x] / (double)taken;
                 EXPECT_NEAR(case_out_row(&c, head, row % c.shape.m)[x], mean, bound);
             }
             EXPECT_NEAR(c.lse[row], log((double)taken), 1e-5);
@@ -324,7 +329,8 @@ static void same_bits(void)
             if (want) {
                 bool same = memcmp(got, want, result_count(&c) * sizeof *got) == 0;
                 EXPECT_THAT(same, "%d threads give other bits: %s", threads[t], case_text(&c));
-                EXPECT_THAT(memcmp(&first, &report, sizeof report) == 0, "%d threads report otherwise: %s", threads[t], case_text(&c));
+                EXPECT_THAT(memcmp(&first, &report, sizeof report) == 0, "%d threads report otherwise: %s", threads[t],
+                            case_text(&c));
                 free(got);
             } else {
                 want = got;

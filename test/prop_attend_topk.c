@@ -6,7 +6,7 @@
 typedef struct topk_truth {
     expected *e;
     double seen, full, tail_mass, tail_bound; /* tail mass: mean over rows that see a key, and how far it may be off */
-    int64_t skipped; /* rows where the k-th and the next logit are too near to tell in f32 */
+    int64_t skipped;                          /* rows where the k-th and the next logit are too near to tell in f32 */
 } topk_truth;
 
 /* How far an int8 scan may be off: half a step of the key in every column, times |q|, and a little for the query's own int8. */
@@ -104,7 +104,8 @@ static void random_cases(void)
         check_levels(&c);
         case_end(&c);
     }
-    EXPECT_THAT(rows_skipped <= rows_tried / 10, "%lld of %lld rows were too near to tell", (long long)rows_skipped, (long long)rows_tried);
+    EXPECT_THAT(rows_skipped <= rows_tried / 10, "%lld of %lld rows were too near to tell", (long long)rows_skipped,
+                (long long)rows_tried);
 }
 
 /* Numbers of very different sizes in a row, where int8 is at its worst. */

@@ -69,7 +69,8 @@ static void fill_row(const kna_rows *rows, float *scales, int64_t head, int64_t 
 }
 
 /* Strides of a layout; returns the bytes from the first to the last number. */
-static int64_t lay_out(int layout, int64_t heads, int64_t count, int64_t row_bytes, int64_t unit, int64_t *head_stride, int64_t *row_stride)
+static int64_t lay_out(int layout, int64_t heads, int64_t count, int64_t row_bytes, int64_t unit, int64_t *head_stride,
+                       int64_t *row_stride)
 {
     *head_stride = *row_stride = 0;
     if (layout == LAYOUT_PACKED) return heads * count * row_bytes;
@@ -88,7 +89,8 @@ void case_rows(random_case *c, kna_rows *rows, int type, int layout, double devi
 {
     int64_t unit = number_bytes(type), row_bytes = (int64_t)kna_type_row_bytes(type, rows->dim);
     int64_t shift = layout == LAYOUT_PACKED ? 0 : unit * (int64_t)test_below(9);
-    int64_t bytes = shift + lay_out(layout, rows->heads, rows->rows, row_bytes, unit, &rows->head_stride_bytes, &rows->row_stride_bytes);
+    int64_t bytes =
+        shift + lay_out(layout, rows->heads, rows->rows, row_bytes, unit, &rows->head_stride_bytes, &rows->row_stride_bytes);
     char *memory = case_hold(c, (size_t)bytes);
     memset(memory, 0xff, (size_t)bytes);
     float *scales = type == KNA_I8 ? case_hold(c, (size_t)(rows->heads * rows->rows) * sizeof *scales) : NULL;
@@ -102,7 +104,8 @@ void case_rows(random_case *c, kna_rows *rows, int type, int layout, double devi
 
 void case_out(random_case *c, int layout)
 {
-    int64_t bytes = lay_out(layout, c->shape.h, c->shape.m, c->shape.dv * 4, 4, &c->out.head_stride_bytes, &c->out.row_stride_bytes);
+    int64_t bytes =
+        lay_out(layout, c->shape.h, c->shape.m, c->shape.dv * 4, 4, &c->out.head_stride_bytes, &c->out.row_stride_bytes);
     c->out.data = case_hold(c, (size_t)bytes);
 }
 
@@ -264,8 +267,8 @@ const char *case_text(random_case *c)
 {
     const kna_attend_options *o = &c->options;
     snprintf(c->text, sizeof c->text,
-             "h=%lld/%lld m=%lld n=%lld d=%lld dv=%lld q=%s k=%s v=%s causal=%d shift=%lld window=%lld cap=%g scale=%g mask=%s/%lld%s%s "
-             "method=%s k_near=%lld sinks=%lld near=%lld eps=%g",
+             "h=%lld/%lld m=%lld n=%lld d=%lld dv=%lld q=%s k=%s v=%s causal=%d shift=%lld window=%lld cap=%g scale=%g "
+             "mask=%s/%lld%s%s method=%s k_near=%lld sinks=%lld near=%lld eps=%g",
              (long long)c->shape.h, (long long)c->shape.h_kv, (long long)c->shape.m, (long long)c->shape.n, (long long)c->shape.d,
              (long long)c->shape.dv, kna_type_name(c->q.type), kna_type_name(c->k.type), kna_type_name(c->v.type), o->causal,
              (long long)o->causal_shift, (long long)o->window, (double)o->softcap, (double)o->scale,

@@ -14,14 +14,14 @@
 
 /* How many rounds of a random test: fewer where every access is watched, which takes several times as long. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RANDOM_SHARE 4
+#    define RANDOM_SHARE 4
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define RANDOM_SHARE 4
-#endif
+#    if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#        define RANDOM_SHARE 4
+#    endif
 #endif
 #ifndef RANDOM_SHARE
-#define RANDOM_SHARE 1
+#    define RANDOM_SHARE 1
 #endif
 static inline int rounds(int n)
 {
@@ -41,7 +41,7 @@ typedef struct random_case {
     kna_out_rows out;
     float *lse;
     kna_attend_options options;
-    bool guarded;    /* operands end at pages nobody may touch */
+    bool guarded; /* operands end at pages nobody may touch */
     void *held[64];
     int holds;
     char text[300];

@@ -178,7 +178,8 @@ static void mask_numbers(void)
     for (int kind = 0; kind < 4; kind++) {
         int type = kind / 2 ? KNA_F16 : KNA_F32;
         case_mask(&c, type, H, 0.3, false, false);
-        kna_rows view = { c.options.mask.data, type, H, M, N, c.options.mask.head_stride_bytes, c.options.mask.row_stride_bytes, NULL };
+        const kna_mask *mask = &c.options.mask;
+        kna_rows view = { mask->data, type, H, M, N, mask->head_stride_bytes, mask->row_stride_bytes, NULL };
         case_put(&view, 2, 1, 39, kind % 2 ? NAN : INFINITY);
         EXPECT_REFUSED(KNA_EVALUE, "mask: NaN or +infinity at head 2, row 1, column 39");
     }

@@ -26,12 +26,12 @@ static int update(int64_t first, int64_t count)
     return kna_index_update(context, index_, &c.k, &c.v, first, count);
 }
 
-#define EXPECT_STATUS(call, status, words)                                                                                  \
-    do {                                                                                                                    \
-        int got_ = (call);                                                                                                  \
-        const char *message_ = kna_context_message(context);                                                                \
-        EXPECT_THAT(got_ == (status) && strstr(message_, words), "%s: %s (%s), expected %s naming \"%s\"", #call,           \
-                    kna_status_name(got_), message_, kna_status_name(status), words);                                       \
+#define EXPECT_STATUS(call, status, words)                                                                        \
+    do {                                                                                                          \
+        int got_ = (call);                                                                                        \
+        const char *message_ = kna_context_message(context);                                                      \
+        EXPECT_THAT(got_ == (status) && strstr(message_, words), "%s: %s (%s), expected %s naming \"%s\"", #call, \
+                    kna_status_name(got_), message_, kna_status_name(status), words);                             \
     } while (0)
 
 /* ---- making */
@@ -174,7 +174,7 @@ static void garbage_is_zero(void)
     c.options.near_sinks = c.options.near_window = -1;
     c.options.unchecked = 1;
     memset((void *)(uintptr_t)c.q.data, 0, HEADS * D * 4); /* equal logits: the nearest is row 0, the garbage in the tail */
-    c.k.rows = c.v.rows = 32; /* two whole blocks */
+    c.k.rows = c.v.rows = 32;                              /* two whole blocks */
     c.k.head_stride_bytes = N * D * 4;
     c.v.head_stride_bytes = N * DV * 4;
     case_attend(&c, context, NULL);
