@@ -25,15 +25,16 @@ plain() {
     "$KNA_LLAMA/$program" "$@"
 }
 
-# plugin "NAME=VALUE .." PROGRAM ARGS.. - the same with the plugin, under settings KNNATTN_NAME.
-plugin() {
-    local settings=$1 program=$2 setting
+# enter "NAME=VALUE .." PROGRAM ARGS.. - become the program with the plugin, under settings KNNATTN_NAME, away from any terminal.
+enter() {
+    local settings=$1 program=$2
     shift 2
-    (
-        for setting in $settings; do export "KNNATTN_$setting"; done
-        GGML_BACKEND_PATH=$KNA_PLUGIN exec "$KNA_LLAMA/$program" "$@"
-    )
+    # shellcheck disable=SC2046,SC2086 # one word per setting
+    exec env GGML_BACKEND_PATH="$KNA_PLUGIN" ${settings:+$(printf 'KNNATTN_%s ' $settings)} setsid "$KNA_LLAMA/$program" "$@"
 }
+
+# plugin "NAME=VALUE .." PROGRAM ARGS.. - run it so.
+plugin() { (enter "$@"); }
 
 # A text for perplexity: prose that is in this repository anyway.
 prose() { sed -n '1,400p' "$KNA_SOURCE_DIR/include/kna.h"; }
