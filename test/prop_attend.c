@@ -22,7 +22,7 @@ static bool all_levels(random_case *c)
 
 static void random_cases(void)
 {
-    for (int i = 0; i < rounds(500); i++) {
+    for (int i = 0; i < rounds(300); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(2e6));
         all_levels(&c);
