@@ -85,6 +85,20 @@ jobs_that_fit() {
     if [ "$by_memory" -lt "$(nproc)" ]; then echo "$by_memory"; else nproc; fi
 }
 
+# From what ninja or make print to a line that counts, on a terminal, or one now and then.
+progress() {
+    local terminal=0
+    [ ! -t 2 ] || terminal=1
+    awk -v terminal=$terminal '
+        /^\[ *[0-9]+(\/[0-9]+|%)\]/ {
+            step = substr($0, 2, index($0, "]") - 2)
+            if (terminal) printf "\r  llama.cpp: %s ", step
+            else if (n++ % 25 == 0) print "  llama.cpp: " step
+            fflush()
+        }
+        END { if (terminal) print "" }' >&2
+}
+
 build_all() {
     local program variant
     mkdir -p "$home"
@@ -95,8 +109,10 @@ build_all() {
     rm -f "$build/bin/knnattn.cpu"
     configure || die "llama.cpp could not be configured (see above); build folder: $build"
     say "building llama.cpp, once (about ten minutes on two cores): $build"
-    cmake --build "$build" --parallel "$(jobs_that_fit)" --target "${programs[@]}" >&2 9>&- ||
-        die "llama.cpp could not be built (see above); run this again to go on: $0${given:+ --source $src}"
+    if ! cmake --build "$build" --parallel "$(jobs_that_fit)" --target "${programs[@]}" 2>&1 9>&- | tee "$home/build.log" | progress; then
+        tail -n 40 "$home/build.log" >&2
+        die "llama.cpp could not be built (all of it: $home/build.log); run this again to go on: $0${given:+ --source $src}"
+    fi
     for program in "${programs[@]}"; do
         [ -x "$build/bin/$program" ] || die "llama.cpp built without $build/bin/$program"
     done
