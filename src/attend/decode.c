@@ -18,6 +18,7 @@ typedef struct decode_job {
     const kna__problem *problem;
     int64_t rows;         /* query rows per KV head */
     int64_t chunks;
+    int64_t together;     /* KV heads per task */
     const float *queries; /* (h_kv, rows, d), scaled */
     kna__state *states;   /* (h_kv, chunks, rows) */
     float *values;        /* (h_kv, chunks, rows, dv) */
@@ -110,15 +111,14 @@ static void mix_chunk(const decode_job *job, int64_t kv_head, int64_t first, int
     }
 }
 
-static void decode_chunk(void *argument, int64_t task, int worker)
+static void decode_chunk(const decode_job *job, int64_t chunk, int64_t kv_head, int worker)
 {
-    const decode_job *job = argument;
     const kna__problem *p = job->problem;
-    int64_t kv_head = task / job->chunks, chunk = task % job->chunks;
+    int64_t at = kv_head * job->chunks + chunk;
     int64_t first = chunk * CHUNK, end = first + CHUNK < p->n ? first + CHUNK : p->n;
     float *scores = job->scores + worker * job->rows * CHUNK;
-    kna__state *states = job->states + task * job->rows;
-    float *values = job->values + task * job->rows * p->dv;
+    kna__state *states = job->states + at * job->rows;
+    float *values = job->values + at * job->rows * p->dv;
     memset(values, 0, (size_t)(job->rows * p->dv) * sizeof *values);
     union_range(p, job->rows / p->g, &first, &end);
     uint64_t live = first < end ? score_chunk(job, kv_head, first, end, scores) : 0;
@@ -134,6 +134,27 @@ static void decode_chunk(void *argument, int64_t task, int worker)
         }
     }
     mix_chunk(job, kv_head, first, end, live, scores, values);
+}
+
+/* A task: one chunk of `together` neighbouring KV heads. */
+static void decode_task(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    int64_t groups = job->problem->h_kv / job->together, first = task % groups * job->together;
+    for (int64_t kv_head = first; kv_head < first + job->together; kv_head++) {
+        decode_chunk(job, task / groups, kv_head, worker);
+    }
+}
+
+/*
+ * Caches that keep the heads of a token side by side (llama.cpp's do) are read by whole tokens: what one head's pass brings into
+ * the cache, wanted or not, the next head's finds there. Only the order of work changes, no result.
+ */
+static int64_t heads_together(const decode_job *job)
+{
+    const kna__problem *p = job->problem;
+    bool is_interleaved = p->k.head_stride_bytes < p->k.row_stride_bytes;
+    return is_interleaved && job->chunks >= 2 * (int64_t)p->context->threads ? p->h_kv : 1;
 }
 
 /* One output row: its chunks in order. */
@@ -174,6 +195,7 @@ int kna__attend_decode(const kna__problem *p)
     job.problem = p;
     job.rows = p->m * p->g;
     job.chunks = (p->n + CHUNK - 1) / CHUNK;
+    job.together = heads_together(&job);
     cut_scratch(&job, &queries, NULL, &bytes);
     if (!cut_scratch(&job, &queries, kna__scratch(p->context, bytes), &bytes)) {
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
@@ -181,7 +203,7 @@ int kna__attend_decode(const kna__problem *p)
     for (int64_t kv_head = 0; kv_head < p->h_kv; kv_head++) {
         kna__queries_read(p, queries + kv_head * job.rows * p->d, kv_head, 0, job.rows);
     }
-    kna__parallel_for(p->context->threads, p->h_kv * job.chunks, decode_chunk, &job);
+    kna__parallel_for(p->context->threads, p->h_kv / job.together * job.chunks, decode_task, &job);
     kna__parallel_for(job.chunks < 64 ? 1 : p->context->threads, p->h_kv * job.rows, join_row, &job);
     return KNA_OK;
 }
