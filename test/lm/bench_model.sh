@@ -4,7 +4,7 @@ source "$(dirname "$0")/_prepare.sh"
 
 depths=0,48
 [ -z "${KNA_SANITIZE:-}" ] || depths=48
-"$KNA" bench model -m "$model" -f "$KNA_DOCUMENTS/filesystems/vfs.rst" --depths $depths -n 2 --rounds 1 --json >rows.json
+"$KNA" bench model -m "$model" -f "$KNA_DOCUMENTS/filesystems/vfs.rst" --depths $depths -n 2 --rounds 1 $one --json >rows.json
 holds "rows" '[(r["depth"], r["method"]) for r in a["rows"]] ==
     [(d, m) for d in ('$depths',) for m in ("llama.cpp -fa 0", "llama.cpp -fa 1", "exact", "knn")]' rows.json
 holds "ratios" 'all(abs(max(r[w + "_ratio"] for r in a["rows"][i:i + 2]) - 1) < 1e-9

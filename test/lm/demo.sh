@@ -5,7 +5,7 @@ source "$(dirname "$0")/_prepare.sh"
     head -c 2500 "$KNA_DOCUMENTS/filesystems/vfs.rst"
     printf '\n<script>alert("&")</script>\nThe last line \xff of <b>this</b> document.\n'
 } >document.txt
-demo() { "$KNA" demo -m "$model" -f document.txt --tokens 700 -n 6 --exact-below 0 --k-near 8 --near-window 8 "$@"; }
+demo() { "$KNA" demo -m "$model" -f document.txt --tokens 700 -n 6 --exact-below 0 --k-near 8 --near-window 8 $one "$@"; }
 demo --json --html page.html >demo.json 2>err
 holds "document" 'a["document"] == "document.txt" and 600 < a["tokens"] <= 700
     and a["scored"] == a["tokens"] // 2 and a["made"] == 6' demo.json
@@ -57,7 +57,7 @@ for entry in figures["entries"]:
 END
 
 # The table, and a failure that leaves no page behind.
-demo >table.txt 2>/dev/null
+demo --tokens 100 -n 2 >table.txt 2>/dev/null
 for label in "prefill, tokens/s" "decode, tokens/s" "keys read in full, decode" "tail mass, decode" "perplexity" \
     "KL divergence from it" "equal leading tokens"; do
     checks=$((checks + 1))
