@@ -4,7 +4,7 @@
  * A buffer carries its table of functions by value, so exchanging four entries concerns this buffer alone. Only buffers
  * whose entries are those of a plain CPU buffer are taken: then the functions behind are known without any bookkeeping, and
  * nothing has to be undone when a buffer goes away. Writes past these functions (a program that keeps a pointer into the
- * cache) stay unseen here; the audit of random rows before each call is there for them.
+ * cache) stay unseen here; the audit of random rows is there for them.
  */
 #define _GNU_SOURCE
 #include "watch.h"

@@ -73,7 +73,7 @@ static void slots(void)
 {
     struct question q = question_new();
     ggml_backend_t exact = backend_with("method=exact,slot=8"),
-                   near = backend_with("method=topk,k=10,exact_below=0,audit=1,slot=9");
+                   near = backend_with("method=topk,k=10,exact_below=256,audit=1,slot=9");
     ggml_backend_t below = backend_with("method=knn,k=10,exact_below=257,slot=10");
     for (int i = 0; i < 3; i++) {
         EXPECT_INT(ggml_backend_graph_compute(exact, q.graph), GGML_STATUS_SUCCESS);
@@ -142,6 +142,7 @@ static void without_work(void)
 
 int main(int argc, char **argv)
 {
+    wait_without_spinning(argv);
     test_begin(argc, argv);
     harness_open();
     TEST(messages);

@@ -343,6 +343,7 @@ static void other_operations(void)
 
 int main(int argc, char **argv)
 {
+    wait_without_spinning(argv);
     test_begin(argc, argv);
     harness_open();
     TEST(chosen);

@@ -30,6 +30,15 @@ static inline void *symbol_of(ggml_backend_reg_t reg, const char *name)
     return symbol;
 }
 
+/* Threads that spin at a barrier starve each other on a busy machine; OpenMP reads this when the program starts, so start again. */
+static inline void wait_without_spinning(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") == NULL) {
+        setenv("OMP_WAIT_POLICY", "passive", 1);
+        execv("/proc/self/exe", argv);
+    }
+}
+
 /* ggml's backends lie beside its library. Exit code 77, "skipped", where the plugin was not built. */
 static inline void harness_open(void)
 {
