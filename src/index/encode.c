@@ -2,6 +2,8 @@
 #include "../kernel/half.h"
 #include "index.h"
 
+enum { TASK_BLOCKS = 16 };
+
 typedef struct encode_job {
     kna_index *index;
     const kna__kernels *kernels;
@@ -20,11 +22,21 @@ static kna__span row_span(const kna_rows *rows, int64_t head, int64_t row)
     return span;
 }
 
+/* 0 * x sums to 0 unless some x is NaN or infinite: a vector's way to look for them. */
+static bool is_finite(const kna__kernels *kernels, const float *x, int64_t d)
+{
+    static const float zeros[KNA_MAX_DIM];
+    kna__span row = { (const char *)x, 0, NULL };
+    float sum;
+    kernels->dot[KNA_F32](&sum, 1, zeros, 0, 1, row, 1, (size_t)d);
+    return sum == 0;
+}
+
 /* A row as f32; one that holds NaN or infinity counts as zero, so that garbage in an unused cell poisons nothing. */
 static void read_row(const kna__kernels *kernels, float *x, const kna_rows *rows, int64_t head, int64_t row)
 {
     kernels->widen[rows->type](x, (size_t)rows->dim, row_span(rows, head, row), 1, (size_t)rows->dim);
-    if (kna__find_nonfinite(KNA_F32, (const char *)x, 1.0f, rows->dim) >= 0) {
+    if (!is_finite(kernels, x, rows->dim)) {
         memset(x, 0, (size_t)rows->dim * sizeof *x);
     }
 }
@@ -36,43 +48,96 @@ static float encode_key(const kna__kernels *kernels, int8_t *out, const kna_rows
     return kernels->quantize(out, x, (size_t)k->dim);
 }
 
-/* Mean value of the rows of a block whose bit is set. */
-static void encode_mean(const kna__kernels *kernels, uint16_t *mean, const kna_rows *v, int64_t head, int64_t block,
-                        unsigned bits)
+/* Sum of the rows of a block whose bit is set, one by one. */
+static void sum_rows(const kna__kernels *kernels, float *sum, const kna_rows *v, int64_t head, int64_t block, unsigned bits)
 {
-    float sum[KNA_MAX_DIM] = { 0 }, x[KNA_MAX_DIM];
-    int count = 0;
+    float x[KNA_MAX_DIM];
+    memset(sum, 0, (size_t)v->dim * sizeof *sum);
     for (int64_t r = 0; r < KNA_BLOCK; r++) {
         if (bits >> r & 1) {
             read_row(kernels, x, v, head, block * KNA_BLOCK + r);
             kernels->axpy(sum, 1.0f, x, (size_t)v->dim);
-            count++;
         }
     }
-    float inverse = count ? 1.0f / (float)count : 0.0f;
+}
+
+/*
+ * Mean value of the rows of a block whose bit is set. In one pass where nothing is NaN or infinite, be it in a row that does
+ * not count; otherwise row by row. Both add the rows in order, so they agree to the bit.
+ */
+static void encode_mean(const kna__kernels *kernels, uint16_t *mean, const kna_rows *v, int64_t head, int64_t block,
+                        unsigned bits)
+{
+    float sum[KNA_MAX_DIM], weights[KNA_BLOCK];
+    int64_t left = v->rows - block * KNA_BLOCK, rows = left < KNA_BLOCK ? left : KNA_BLOCK;
+    for (int64_t r = 0; r < KNA_BLOCK; r++) {
+        weights[r] = (float)(bits >> r & 1);
+    }
+    memset(sum, 0, (size_t)v->dim * sizeof *sum);
+    if (bits && rows > 0) {
+        kernels->mix[v->type](sum, (size_t)v->dim, weights, KNA_BLOCK, 1, row_span(v, head, block * KNA_BLOCK), (size_t)rows,
+                              (size_t)v->dim);
+    }
+    if (!is_finite(kernels, sum, v->dim)) {
+        sum_rows(kernels, sum, v, head, block, bits);
+    }
+    float inverse = bits ? 1.0f / (float)__builtin_popcount(bits) : 0.0f;
     for (int64_t c = 0; c < v->dim; c++) {
         float x_mean = sum[c] * inverse;
         mean[c] = kna__float_to_f16(x_mean > 65504.0f ? 65504.0f : x_mean < -65504.0f ? -65504.0f : x_mean);
     }
 }
 
-static void encode_block(void *argument, int64_t task, int worker)
+static void encode_whole_keys(const encode_job *job, uint8_t *packed, float *scales, int64_t head, int64_t first)
 {
-    const encode_job *job = argument;
-    (void)worker;
-    kna_index *index = job->index;
-    int64_t head = task / job->blocks, block = job->first_block + task % job->blocks;
-    uint8_t *packed = index->packed + (size_t)(head * index->capacity + block) * index->d4 * 4 * KNA_BLOCK;
+    uint32_t rows[KNA_BLOCK * KNA_MAX_DIM / 4];
+    size_t d4 = job->index->d4;
+    for (int64_t r = 0; r < KNA_BLOCK; r++) {
+        uint32_t *row = rows + (size_t)r * d4;
+        row[d4 - 1] = 0;
+        scales[r] = encode_key(job->kernels, (int8_t *)row, job->k, head, first + r);
+    }
+    kna__pack_block(job->kernels, packed, rows, d4);
+}
+
+static void encode_some_keys(const encode_job *job, uint8_t *packed, float *scales, int64_t head, int64_t first)
+{
     int8_t key[KNA_MAX_DIM];
     for (int64_t r = 0; r < KNA_BLOCK; r++) {
-        int64_t row = block * KNA_BLOCK + r;
-        if (row >= job->first && row < job->end) {
-            index->scales[head * index->capacity * KNA_BLOCK + row] = encode_key(job->kernels, key, job->k, head, row);
-            kna__pack_row(packed, (size_t)r, key, (size_t)index->d, index->d4);
+        if (first + r >= job->first && first + r < job->end) {
+            scales[r] = encode_key(job->kernels, key, job->k, head, first + r);
+            kna__pack_row(packed, (size_t)r, key, (size_t)job->index->d, job->index->d4);
         }
+    }
+}
+
+static void encode_block(const encode_job *job, int64_t head, int64_t block)
+{
+    kna_index *index = job->index;
+    uint8_t *packed = index->packed + (size_t)(head * index->capacity + block) * index->d4 * 4 * KNA_BLOCK;
+    float *scales = index->scales + (head * index->capacity + block) * KNA_BLOCK;
+    int64_t first = block * KNA_BLOCK;
+    if (first >= job->first && first + KNA_BLOCK <= job->end) {
+        encode_whole_keys(job, packed, scales, head, first);
+    } else {
+        encode_some_keys(job, packed, scales, head, first);
     }
     encode_mean(job->kernels, index->means + (head * index->capacity + block) * index->dv, job->v, head, block,
                 index->present[block]);
+}
+
+/* A task: a few blocks of all heads, whose rows lie side by side in llama.cpp's caches. */
+static void encode_task(void *argument, int64_t task, int worker)
+{
+    const encode_job *job = argument;
+    (void)worker;
+    int64_t last = job->first_block + job->blocks, first = job->first_block + task * TASK_BLOCKS;
+    int64_t end = first + TASK_BLOCKS < last ? first + TASK_BLOCKS : last;
+    for (int64_t block = first; block < end; block++) {
+        for (int64_t head = 0; head < job->index->heads; head++) {
+            encode_block(job, head, block);
+        }
+    }
 }
 
 static int check_view(kna_context *context, const kna_rows *rows, const char *name)
@@ -142,7 +207,7 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     encode_job job = { index, context->kernels, k, v, first, first + count, first / KNA_BLOCK, 0 };
     job.blocks = (first + count - 1) / KNA_BLOCK - job.first_block + 1;
     int threads = count * index->heads < 64 ? 1 : context->threads; /* a few rows cost less than waking a thread */
-    kna__parallel_for(threads, index->heads * job.blocks, encode_block, &job);
+    kna__parallel_for(threads, (job.blocks + TASK_BLOCKS - 1) / TASK_BLOCKS, encode_task, &job);
     index->rows = index->rows > first + count ? index->rows : first + count;
     return KNA_OK;
 }

@@ -99,6 +99,8 @@ int64_t kna__find_nonfinite(int type, const char *row, float scale, int64_t d);
 
 /* pack.c - put row r (0..15) of a block in its place; d4 groups. */
 void kna__pack_row(uint8_t *block, size_t r, const int8_t *row, size_t d, size_t d4);
+/* All 16 rows at once, a transpose of words: rows (16, d4) words of four int8, zero padded; clobbered. 7 times faster. */
+void kna__pack_block(const kna__kernels *kernels, uint8_t *block, uint32_t *rows, size_t d4);
 void kna__unpack_row(int8_t *row, const uint8_t *block, size_t r, size_t d);
 
 /*
