@@ -6,6 +6,7 @@
 #include "lm_common.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #define INPUT(member)  offsetof(lm_input, member)
 #define CHOICE(member) offsetof(lm_choice, member)
@@ -88,10 +89,18 @@ static void show(void *user, double share)
     cli_progress_share(share);
 }
 
+/* Nothing of llama.cpp can be trusted from here on: no cleaning up but of files under construction. */
+static void give_up(const char *text)
+{
+    int code = cli_fail("llama.cpp cannot go on, memory may have run out: %s", text);
+    cli_output_abandon();
+    _exit(code);
+}
+
 int lm_desk_open(lm_desk *desk, const lm_input *input)
 {
     lm_error error = { { 0 } };
-    lm_runtime_options runtime = { NULL, NULL, input->verbose };
+    lm_runtime_options runtime = { NULL, NULL, input->verbose, give_up };
     memset(desk, 0, sizeof *desk);
     cli_progress_start("loading the model");
     int status = lm_runtime_open(&runtime, &error);

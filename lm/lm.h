@@ -44,6 +44,8 @@ typedef struct lm_runtime_options {
     const char *llama_dir; /* folder of llama.cpp's backends; NULL: KNA_LLAMA_DIR, else beside the libllama in use */
     const char *plugin;    /* libggml-knnattn.so; NULL: KNA_PLUGIN, else beside the executable, else where it is installed */
     int verbose;           /* 1: llama.cpp's log goes to standard error */
+    void (*fatal)(const char *text); /* llama.cpp ends the process where its own small allocations fail; this is called before, and
+                                        may end it more gently. NULL: llama.cpp's way */
 } lm_runtime_options;
 
 /* lm_runtime_open() - load llama.cpp's CPU backend. The plugin is loaded when a session first asks for it. NULL: all defaults. */

@@ -30,6 +30,9 @@ const char *lm__log_last(void);
 /* lm__beside_executable() - "<folder of this program>/<name>" into path. 0: it does not fit or the folder is unknown. */
 int lm__beside_executable(char *path, size_t size, const char *name);
 
+/* lm__check_room() - LM_ENOMEM if a cache of that many positions exceeds the memory at hand. */
+int lm__check_room(const lm_model *model, int positions, lm_error *error);
+
 /* lm__plugin_wanted() - the path given to lm_runtime_open(), or NULL. */
 const char *lm__plugin_wanted(void);
 

@@ -145,6 +145,9 @@ int lm_runtime_open(const lm_runtime_options *options, lm_error *error)
     }
     runtime.verbose = options && options->verbose;
     llama_log_set(on_log, NULL);
+    if (options && options->fatal) {
+        ggml_set_abort_callback(options->fatal);
+    }
     if (options && options->plugin) {
         runtime.plugin = copy_text(options->plugin);
         if (!runtime.plugin) {

@@ -77,6 +77,7 @@ int lm_session_open(lm_session **out, lm_model *model, const lm_session_options 
 {
     *out = NULL;
     int status = check_options(options, error);
+    status = status == LM_OK ? lm__check_room(model, options->positions, error) : status;
     if (status != LM_OK) {
         return status;
     }

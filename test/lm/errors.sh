@@ -50,6 +50,13 @@ refuses 1 "missing.so cannot be loaded: no such file" env KNA_PLUGIN=missing.so 
 refuses 1 "text.txt cannot be loaded" env KNA_PLUGIN="$PWD/text.txt" "$KNA" ppl -m "$model" -f text.txt -c 256
 refuses 1 "folder: no CPU backend" env KNA_LLAMA_DIR=folder "$KNA" ppl -m "$model" -f text.txt -c 256
 
+# A context that does not fit into memory. (A sanitizer needs more address space than any limit would leave.)
+if [ -z "${KNA_SANITIZE:-}" ]; then
+    for method in off exact; do
+        refuses 1 "insufficient memory" bash -c "ulimit -v 3000000; $KNA generate -m $model -p Hi -n 1 -c 200000 $one --method $method"
+    done
+fi
+
 # A page that cannot be written is known before the work begins.
 refuses 1 "nowhere" "$KNA" demo -m "$model" -f text.txt --html nowhere/demo.html
-finish 48
+finish 48 # two fewer under a sanitizer
