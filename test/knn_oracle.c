@@ -19,16 +19,27 @@ static void quantize(kna_context *context, int8_t *out, float *scales, const dou
     free(row);
 }
 
-/* Sums in f32, row by row, as a running mean would be kept. */
-static void block_means(knn_oracle *x)
+/* The mean of 16 values in f16. Its sum in f32 is off by 16 u sum|v| at most; where f16 rounds that either way, there is doubt. */
+static void mean_of_block(knn_oracle *x, int64_t kv_head, int64_t block, int64_t column)
 {
     const oracle *o = x->o;
-    for (int64_t i = 0; i < o->h_kv * x->blocks * o->dv; i++) {
-        int64_t kv_head = i / (x->blocks * o->dv), block = i / o->dv % x->blocks, column = i % o->dv;
-        float sum = 0;
-        for (int64_t j = block * BLOCK; j < (block + 1) * BLOCK && j < o->n; j++)
-            sum += (float)o->v[(kv_head * o->n + j) * o->dv + column];
-        x->means[i] = oracle_f16(oracle_to_f16(sum * (1.0f / BLOCK)));
+    int64_t at = kv_head * x->blocks + block;
+    double sum = 0, size = 0;
+    for (int64_t j = block * BLOCK; j < (block + 1) * BLOCK && j < o->n; j++) {
+        double v = o->v[(kv_head * o->n + j) * o->dv + column];
+        sum += v;
+        size += fabs(v);
+    }
+    double low = oracle_f16(oracle_to_f16((float)(sum / BLOCK - 0x1p-23 * size)));
+    double high = oracle_f16(oracle_to_f16((float)(sum / BLOCK + 0x1p-23 * size)));
+    x->means[at * o->dv + column] = oracle_f16(oracle_to_f16((float)(sum / BLOCK)));
+    x->doubts[at] = fmax(x->doubts[at], high - low);
+}
+
+static void block_means(knn_oracle *x)
+{
+    for (int64_t i = 0; i < x->o->h_kv * x->blocks * x->o->dv; i++) {
+        mean_of_block(x, i / (x->blocks * x->o->dv), i / x->o->dv % x->blocks, i % x->o->dv);
     }
 }
 
@@ -47,6 +58,7 @@ knn_oracle *knn_oracle_new(const oracle *o, const random_case *c, kna_context *c
     x->k = malloc((size_t)o->h_kv * n * (size_t)o->d);
     x->k_scale = malloc((size_t)o->h_kv * n * sizeof(float));
     x->means = malloc(((size_t)(o->h_kv * x->blocks * o->dv) + 1) * sizeof(double));
+    x->doubts = calloc((size_t)(o->h_kv * x->blocks) + 1, sizeof(double));
     x->approx = malloc(n * sizeof(double));
     x->exact = malloc(n * sizeof(double));
     x->listed = malloc(n);
@@ -64,6 +76,7 @@ void knn_oracle_free(knn_oracle *x)
     free(x->k);
     free(x->k_scale);
     free(x->means);
+    free(x->doubts);
     free(x->approx);
     free(x->exact);
     free(x->listed);
@@ -184,6 +197,7 @@ static void mix(const knn_oracle *x, int64_t head, weights w, double *out, knn_r
     for (int64_t block = 0; block < x->blocks; block++) {
         double tail = exp(mean_logit(x, block) - w.most) / sum;
         most += BLOCK * tail;
+        row->mean_doubt += tail > 0 ? BLOCK * tail * x->doubts[head / o->g * x->blocks + block] : 0;
         for (int64_t c = 0; c < o->dv && tail > 0; c++) {
             out[c] += tail * BLOCK * x->means[(head / o->g * x->blocks + block) * o->dv + c];
         }
@@ -257,6 +271,7 @@ knn_truth knn_truth_of(const oracle *o, const random_case *c, kna_context *conte
         knn_row row = knn_oracle_row(x, i / o->m, i % o->m, t.e->out + i * o->dv);
         t.e->lse[i] = row.lse;
         expected_bounds(t.e, o, i / o->m, i % o->m, x->exact, tolerance * fmax(1, row.bound));
+        t.e->out_bound[i] += row.mean_doubt;
         if (row.doubtful) t.e->out_bound[i] = t.e->lse_bound[i] = 1e3;
         add_row(&t, &row);
     }

@@ -15,7 +15,8 @@ typedef struct knn_oracle {
     const oracle *o;
     int8_t *q, *k; /* (h,m,d) scaled queries, (h_kv,n,d) */
     float *q_scale, *k_scale;
-    double *means; /* (h_kv, blocks, dv) mean value of a whole block as f16 holds it */
+    double *means;  /* (h_kv, blocks, dv) mean value of a whole block as f16 holds it */
+    double *doubts; /* (h_kv, blocks) how far the f16 may be off, since the rounding of the sum before it is free */
     int64_t blocks, near_sinks, near_window, k_near;
     /* room for one row */
     double *approx, *exact; /* (n) logits; -INFINITY: not seen */
@@ -29,7 +30,8 @@ typedef struct knn_row {
     double tail_mass; /* share of the softmax */
     double error;     /* total variation distance between the weights used and softmax, by approximate logits; 0 if exact */
     double lse;
-    double bound; /* of the output, beside the case's tolerance: how much larger the weights are than their sum */
+    double bound;      /* of the output, beside the case's tolerance: how much larger the weights are than their sum */
+    double mean_doubt; /* of the output, from the doubts in block means */
 } knn_row;
 
 knn_oracle *knn_oracle_new(const oracle *o, const random_case *c, kna_context *context);

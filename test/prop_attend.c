@@ -74,6 +74,8 @@ static void cuts(void)
         for (int causal = 0; causal < 2; causal++) {
             random_case c = { .guarded = false };
             case_begin(&c, shapes[i]);
+            case_rows(&c, &c.k, KNA_F32, (int)test_below(LAYOUT_COUNT), 1);
+            case_rows(&c, &c.v, KNA_F32, (int)test_below(LAYOUT_COUNT), 1);
             c.options.causal = causal;
             if (causal) c.options.window = 1 + (int64_t)test_below((size_t)shapes[i].n);
             all_levels(&c);
