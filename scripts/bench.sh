@@ -8,5 +8,6 @@ kna=${BUILD:-build}/kna
 "$kna" bench prefill
 if [ "${LLAMA:-ON}" != OFF ]; then
     prepare_model
-    "$kna" bench model -m "$model" -f "$documents/filesystems/path-lookup.rst"
+    document=$(scripts/fetch_document.sh filesystems/path-lookup.rst)
+    "$kna" bench model -m "$model" -f "$document"
 fi

