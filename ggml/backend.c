@@ -119,14 +119,17 @@ static enum ggml_status compute_node(struct knnattn_engine *engine, const struct
 
 static enum ggml_status backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph *graph)
 {
+    struct knnattn_engine *engine = backend->context;
     enum ggml_status status = GGML_STATUS_SUCCESS;
 
+    pthread_mutex_lock(&engine->records.busy);
     for (int i = 0; status == GGML_STATUS_SUCCESS && i < ggml_graph_n_nodes(graph); i++) {
         const struct ggml_tensor *node = ggml_graph_node(graph, i);
         if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
-            status = compute_node(backend->context, node);
+            status = compute_node(engine, node);
         }
     }
+    pthread_mutex_unlock(&engine->records.busy);
     return status;
 }
 
@@ -157,7 +160,7 @@ static struct knnattn_engine *engine_new(void)
         free(engine);
         return NULL;
     }
-    knnattn_records_open(&engine->records);
+    knnattn_records_open(&engine->records, engine);
     return engine;
 }
 

@@ -18,6 +18,22 @@ static struct knnattn_records *all_records;
 
 /* ---- recognising a cache */
 
+int knnattn_type_of(enum ggml_type type)
+{
+    switch (type) {
+    case GGML_TYPE_F32:
+        return KNA_F32;
+    case GGML_TYPE_F16:
+        return KNA_F16;
+    case GGML_TYPE_BF16:
+        return KNA_BF16;
+    case GGML_TYPE_Q8_0:
+        return KNA_Q8_0;
+    default:
+        return -1;
+    }
+}
+
 int knnattn_cache_layer(const struct ggml_tensor *tensor)
 {
     const char *name = tensor->name;
@@ -67,22 +83,25 @@ bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, 
     place->heads = k->ne[2];
     place->d = k->ne[0];
     place->dv = v->ne[0];
-    place->k_type = (int)k->type;
-    place->v_type = (int)v->type;
+    place->k_head_stride = k->ne[2] > 1 ? k->nb[2] : 0;
+    place->v_head_stride = v->ne[2] > 1 ? v->nb[2] : 0;
+    place->k_type = knnattn_type_of(k->type);
+    place->v_type = knnattn_type_of(v->type);
     return true;
 }
 
 static bool same_place(const struct knnattn_place *a, const struct knnattn_place *b)
 {
-    return a->k == b->k && a->v == b->v && a->k_stride == b->k_stride && a->v_stride == b->v_stride && a->cells == b->cells &&
+    return a->k == b->k && a->v == b->v && a->k_stride == b->k_stride && a->v_stride == b->v_stride &&
+           a->k_head_stride == b->k_head_stride && a->v_head_stride == b->v_head_stride && a->cells == b->cells &&
            a->heads == b->heads && a->d == b->d && a->dv == b->dv && a->k_type == b->k_type && a->v_type == b->v_type;
 }
 
 /* ---- sets and records */
 
-void knnattn_records_open(struct knnattn_records *records)
+void knnattn_records_open(struct knnattn_records *records, struct knnattn_engine *engine)
 {
-    *records = (struct knnattn_records){ 0 };
+    *records = (struct knnattn_records){ .engine = engine, .busy = PTHREAD_MUTEX_INITIALIZER };
     pthread_mutex_lock(&lock);
     records->next = all_records;
     all_records = records;
@@ -107,6 +126,8 @@ void knnattn_records_close(struct knnattn_records *records)
     *link = records->next;
     pthread_mutex_unlock(&lock);
 
+    pthread_mutex_lock(&records->busy); /* whoever found a record before it was taken out is done with it now */
+    pthread_mutex_unlock(&records->busy);
     while (records->first != NULL) {
         struct knnattn_record *record = records->first;
         records->first = record->next;
@@ -263,4 +284,67 @@ void knnattn_touch(const void *start, size_t bytes)
         }
     }
     pthread_mutex_unlock(&lock);
+}
+
+/* ---- rows loaded */
+
+static bool lies_in(const char *base, size_t stride, int64_t rows, const char *room, size_t room_bytes)
+{
+    uintptr_t low = (uintptr_t)base;
+    uintptr_t start = (uintptr_t)room;
+
+    return low >= start && low + (uintptr_t)rows * stride <= start + room_bytes;
+}
+
+/* Rows whose values lie whole within the bytes low .. high - 1, from *first on. */
+static int64_t whole_rows(const struct knnattn_place *place, uintptr_t low, uintptr_t high, int64_t *first)
+{
+    uintptr_t base = (uintptr_t)place->v;
+    uintptr_t end = base + (uintptr_t)place->cells * place->v_stride;
+
+    low = low > base ? low : base;
+    high = high < end ? high : end;
+    if (low >= high) {
+        return 0;
+    }
+    *first = (int64_t)((low - base + place->v_stride - 1) / place->v_stride);
+    return (int64_t)((high - base) / place->v_stride) - *first;
+}
+
+static struct knnattn_record *loaded_of(const struct knnattn_records *records, uintptr_t low, uintptr_t high, const char *room,
+                                        size_t room_bytes, int64_t least, int64_t *rows)
+{
+    for (struct knnattn_record *record = records->first; record != NULL; record = record->next) {
+        const struct knnattn_place *place = &record->place;
+        int64_t first = 0;
+        int64_t count = whole_rows(place, low, high, &first);
+        if (count >= least && lies_in(place->k, place->k_stride, place->cells, room, room_bytes) &&
+            lies_in(place->v, place->v_stride, place->cells, room, room_bytes)) {
+            *rows = first + count;
+            return record;
+        }
+    }
+    return NULL;
+}
+
+struct knnattn_record *knnattn_record_loaded(const void *start, size_t bytes, const void *room, size_t room_bytes, int64_t least,
+                                             struct knnattn_records **of, int64_t *rows)
+{
+    struct knnattn_record *record = NULL;
+    uintptr_t low = (uintptr_t)start;
+
+    pthread_mutex_lock(&lock);
+    for (struct knnattn_records *records = all_records; records != NULL && record == NULL; records = records->next) {
+        if (pthread_mutex_trylock(&records->busy) != 0) {
+            continue;
+        }
+        record = loaded_of(records, low, low + bytes, room, room_bytes, least, rows);
+        if (record != NULL) {
+            *of = records;
+        } else {
+            pthread_mutex_unlock(&records->busy);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return record;
 }

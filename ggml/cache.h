@@ -12,36 +12,45 @@
 #include "kna.h"
 
 #include <ggml.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+struct knnattn_engine;
 struct knnattn_record;
 
 /* The records of one context. */
 struct knnattn_records {
     struct knnattn_record *first;
-    struct knnattn_records *next; /* all sets of the process, for knnattn_touch() */
-    size_t bytes;                 /* of all indexes of this set */
+    struct knnattn_records *next;  /* all sets of the process, for knnattn_touch() */
+    struct knnattn_engine *engine; /* whose they are */
+    pthread_mutex_t busy;          /* held while their indexes are used or changed */
+    size_t bytes;                  /* of all indexes of this set */
 };
 
 /* How a record's rows lie in memory. */
 struct knnattn_place {
-    const char *k, *v;         /* the stream's row 0 */
-    size_t k_stride, v_stride; /* bytes from row to row */
-    int64_t cells;             /* rows the stream has */
+    const char *k, *v;                   /* the stream's row 0 */
+    size_t k_stride, v_stride;           /* bytes from row to row */
+    size_t k_head_stride, v_head_stride; /* bytes from head to head of one row */
+    int64_t cells;                       /* rows the stream has */
     int64_t heads, d, dv;
-    int k_type, v_type;
+    int k_type, v_type; /* as kna_rows has it */
 };
 
 struct knnattn_record {
     struct knnattn_record *next;
     struct knnattn_place place;
     kna_index *index;
+    int layer;
     size_t bytes;      /* of the index, as counted in the set */
     int64_t dirty_low; /* no bit below is set */
     uint64_t dirty[];  /* cells bits */
 };
+
+/* ggml's type as kna_rows has it; -1 for one the library does not know. */
+int knnattn_type_of(enum ggml_type type);
 
 /* The layer of a key-value cache tensor ("cache_k_l7", "cache_v_l7", with or without a tag after "cache_"); -1 for any other. */
 int knnattn_cache_layer(const struct ggml_tensor *tensor);
@@ -52,7 +61,7 @@ int knnattn_cache_layer(const struct ggml_tensor *tensor);
  */
 bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, const struct ggml_tensor *v, int64_t stream);
 
-void knnattn_records_open(struct knnattn_records *records);
+void knnattn_records_open(struct knnattn_records *records, struct knnattn_engine *engine);
 void knnattn_records_close(struct knnattn_records *records);
 
 /* The record at a place, made when it is new or its shape has changed; every row of a new one is dirty. NULL: no memory. */
@@ -72,5 +81,13 @@ void knnattn_record_weigh(struct knnattn_records *records, struct knnattn_record
 
 /* Bytes start .. start + bytes - 1 of memory have been or are about to be written. */
 void knnattn_touch(const void *start, size_t bytes);
+
+/*
+ * A record of which these bytes are the values of `least` or more rows, and whose keys and values all lie in the memory that
+ * starts at room, so that they can be read; *rows is one past the last row. Its set is held (records->busy) and is the
+ * caller's to let go. NULL: there is none, or its set is in use.
+ */
+struct knnattn_record *knnattn_record_loaded(const void *start, size_t bytes, const void *room, size_t room_bytes, int64_t least,
+                                             struct knnattn_records **records, int64_t *rows);
 
 #endif

@@ -10,39 +10,18 @@
 #define _GNU_SOURCE
 #include "flash_attn.h"
 
-#include "totals.h"
-#include "watch.h"
+#include "indexing.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-/* Cache rows compared before one call in four, 1.5 us each; all layers of a context watch over each other. */
-#define AUDITED_ROWS 2
 
 /* ---- what is supported */
-
-static int type_of(enum ggml_type type)
-{
-    switch (type) {
-    case GGML_TYPE_F32:
-        return KNA_F32;
-    case GGML_TYPE_F16:
-        return KNA_F16;
-    case GGML_TYPE_BF16:
-        return KNA_BF16;
-    case GGML_TYPE_Q8_0:
-        return KNA_Q8_0;
-    default:
-        return -1;
-    }
-}
 
 /* Rows of contiguous numbers, none of them shared: a stride of 0 means "packed" to the library. */
 static bool rows_supported(const struct ggml_tensor *tensor)
 {
-    if (type_of(tensor->type) < 0 || tensor->nb[0] != ggml_type_size(tensor->type)) {
+    if (knnattn_type_of(tensor->type) < 0 || tensor->nb[0] != ggml_type_size(tensor->type)) {
         return false;
     }
     if (tensor->ne[0] < 1 || tensor->ne[0] > KNA_MAX_DIM || tensor->ne[1] > KNA_MAX_ROWS || tensor->ne[2] > KNA_MAX_HEADS) {
@@ -124,7 +103,7 @@ static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream)
 {
     return (kna_rows){
         .data = (const char *)tensor->data + (size_t)stream * tensor->nb[3],
-        .type = type_of(tensor->type),
+        .type = knnattn_type_of(tensor->type),
         .heads = tensor->ne[2],
         .rows = tensor->ne[1],
         .dim = tensor->ne[0],
@@ -213,95 +192,6 @@ static int options_of(kna_attend_options *options, struct knnattn_engine *engine
     return KNA_OK;
 }
 
-/* ---- the index of a cache */
-
-static double seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-/* All rows of the stream, seen by this call or not: the index may describe more of them than this call looks at. */
-static struct operands whole_stream(const struct operands *operands, const struct knnattn_record *record)
-{
-    struct operands whole = *operands;
-
-    whole.k.rows = whole.v.rows = record->place.cells;
-    whole.k.row_stride_bytes = (int64_t)record->place.k_stride;
-    whole.v.row_stride_bytes = (int64_t)record->place.v_stride;
-    return whole;
-}
-
-/* Encodes what has changed among the first n rows. */
-static int refresh(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
-                   struct knnattn_done *done)
-{
-    struct operands whole = whole_stream(operands, record);
-    int64_t first = 0;
-    int64_t count = 0;
-    int status = KNA_OK;
-
-    while (status == KNA_OK && knnattn_record_take(record, operands->k.rows, &first, &count)) {
-        status = kna_index_update(engine->kna, record->index, &whole.k, &whole.v, first, count);
-        if (status != KNA_OK) {
-            knnattn_record_taint(record, first, count);
-        }
-        done->rows_indexed += count;
-    }
-    knnattn_record_weigh(&engine->records, record);
-    return status;
-}
-
-/* Something wrote to the cache behind our back; it did so in every layer, most likely. */
-static int repair(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands, int64_t stale,
-                  struct knnattn_done *done)
-{
-    done->stale_events++;
-    done->stale_rows += stale;
-    knnattn_records_taint(&engine->records);
-    return refresh(engine, record, operands, done);
-}
-
-/* One call in four, evenly, but not the same layers and streams each time as counting by four would have it. */
-static bool is_audited(uint64_t call)
-{
-    return call * UINT64_C(0x9e3779b97f4a7c15) >> 62 == 0;
-}
-
-static int ready_index(struct knnattn_engine *engine, struct knnattn_record *record, const struct operands *operands,
-                       struct knnattn_done *done)
-{
-    struct operands whole = whole_stream(operands, record);
-    double start_s = seconds();
-    int64_t stale = 0;
-    int status = refresh(engine, record, operands, done);
-
-    if (status == KNA_OK && is_audited(engine->calls)) {
-        status = kna_index_audit(engine->kna, &stale, record->index, &whole.k, &whole.v, AUDITED_ROWS, engine->calls);
-    }
-    if (status == KNA_OK && stale > 0) {
-        status = repair(engine, record, operands, stale, done);
-    }
-    done->index_s += seconds() - start_s;
-    return status;
-}
-
-static struct knnattn_record *record_for(struct knnattn_engine *engine, const struct ggml_tensor *op, int64_t stream,
-                                         struct knnattn_done *done)
-{
-    struct knnattn_place place;
-
-    if (!knnattn_place_of(&place, op->src[1], op->src[2], stream)) {
-        return NULL;
-    }
-    knnattn_watch(op->src[1]->view_src->buffer);
-    knnattn_watch(op->src[2]->view_src->buffer);
-    done->layer = knnattn_cache_layer(op->src[1]->view_src);
-    return knnattn_record_at(&engine->records, engine->kna, &place);
-}
-
 /* ---- one stream */
 
 static int attend(struct knnattn_engine *engine, const struct operands *operands, const kna_attend_options *options,
@@ -320,14 +210,13 @@ static int attend_near(struct knnattn_engine *engine, const struct operands *ope
         return attend(engine, operands, options, report);
     }
     options->index = record->index;
-    int status = ready_index(engine, record, operands, done);
+    int status = knnattn_index_ready(engine, record, operands->k.rows, done);
     if (status == KNA_OK) {
         status = attend(engine, operands, options, report);
     }
     if (status == KNA_OK && report->stale_rows > 0) {
-        double start_s = seconds();
-        status = repair(engine, record, operands, report->stale_rows, done);
-        done->index_s += seconds() - start_s + report->time_s;
+        done->index_s += report->time_s;
+        status = knnattn_index_repair(engine, record, operands->k.rows, report->stale_rows, done);
         if (status == KNA_OK) {
             status = attend(engine, operands, options, report);
         }
@@ -344,29 +233,34 @@ static int attend_exact(struct knnattn_engine *engine, const struct operands *op
     return attend(engine, operands, options, report);
 }
 
+static int layer_of(const struct ggml_tensor *op)
+{
+    return op->src[1]->view_src != NULL ? knnattn_cache_layer(op->src[1]->view_src) : -1;
+}
+
 static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream)
 {
     const struct knnattn_settings *settings = &engine->settings;
     struct operands operands = operands_of(op, stream);
     kna_report report = { 0 };
-    struct knnattn_done done = { .slot = settings->slot, .layer = -1, .report = &report };
-    bool near = (settings->method == KNNATTN_TOPK || settings->method == KNNATTN_KNN) && operands.k.rows >= settings->exact_below;
+    struct knnattn_done done = { .slot = settings->slot, .layer = layer_of(op), .report = &report };
+    bool indexed = settings->method == KNNATTN_TOPK || settings->method == KNNATTN_KNN;
+    bool near = indexed && operands.k.rows >= settings->exact_below;
     int status = KNA_ENOMEM;
 
     options->mask = mask_of(op->src[3], stream);
     options->seed = engine->calls++;
+    /* Also for a call that does without an index: what is loaded into the cache before the next one is encoded at once. */
+    struct knnattn_record *record = indexed ? knnattn_index_of(engine, op, stream) : NULL;
     if (near) {
-        struct knnattn_record *record = record_for(engine, op, stream, &done);
         status = attend_near(engine, &operands, options, record, &done, &report);
         done.layer_bytes = record != NULL ? record->bytes : report.index_bytes;
         done.fallback = status == KNA_ENOMEM;
-    } else if (op->src[1]->view_src != NULL) {
-        done.layer = knnattn_cache_layer(op->src[1]->view_src);
     }
     if (!near || done.fallback) {
         status = attend_exact(engine, &operands, options, &done, &report);
     }
-    done.index_bytes = engine->records.bytes + (done.layer >= 0 ? 0 : report.index_bytes);
+    done.index_bytes = engine->records.bytes + (record == NULL ? report.index_bytes : 0);
     if (status == KNA_OK) {
         knnattn_totals_add(&done);
     }

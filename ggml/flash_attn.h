@@ -7,22 +7,10 @@
 #ifndef KNNATTN_FLASH_ATTN_H
 #define KNNATTN_FLASH_ATTN_H
 
-#include "cache.h"
-#include "kna.h"
-#include "settings.h"
+#include "engine.h"
 
 #include <ggml.h>
 #include <stdbool.h>
-
-/* What one context of the program computes with. */
-struct knnattn_engine {
-    kna_context *kna;
-    struct knnattn_settings settings;
-    struct knnattn_records records;
-    float *slopes; /* scratch for ALiBi, of slopes_count numbers */
-    int64_t slopes_count;
-    uint64_t calls; /* seeds audits */
-};
 
 bool knnattn_flash_supported(const struct ggml_tensor *op);
 

@@ -69,36 +69,45 @@ static void sums_add(struct sums *to, const struct sums *from)
     to->scratch_bytes = larger(to->scratch_bytes, from->scratch_bytes);
 }
 
+static void add_call(struct sums *sums, const kna_report *report)
+{
+    double rows = (double)report->rows;
+
+    sums->calls = 1;
+    sums->rows = report->rows;
+    sums->rows_exact = report->rows_exact;
+    sums->audited = report->audited;
+    sums->keys_seen = report->keys_seen;
+    sums->keys_full = report->keys_full;
+    sums->time_s += report->time_s;
+    sums->index_s += report->build_s;
+    sums->touched = report->keys_touched * report->keys_seen;
+    sums->tail = report->tail_mass * rows;
+    sums->scratch_bytes = report->scratch_bytes;
+    if (report->audited > 0) {
+        sums->audit_sum = report->audit_mean * (double)report->audited;
+    }
+    if (report->error_est >= 0.0) {
+        sums->error = report->error_est * rows;
+        sums->error_rows = rows;
+        sums->error_max = report->error_est_max;
+    }
+}
+
 static struct sums sums_of(const struct knnattn_done *done)
 {
-    const kna_report *report = done->report;
-    double rows = (double)report->rows;
     struct sums sums = {
-        .calls = 1,
         .calls_exact = done->exact ? 1 : 0,
-        .rows = report->rows,
-        .rows_exact = report->rows_exact,
-        .audited = report->audited,
         .rows_indexed = done->rows_indexed,
         .stale_events = done->stale_events,
         .stale_rows = done->stale_rows,
         .fallbacks = done->fallback ? 1 : 0,
-        .keys_seen = report->keys_seen,
-        .keys_full = report->keys_full,
-        .time_s = report->time_s + done->index_s,
-        .index_s = report->build_s + done->index_s,
-        .touched = report->keys_touched * report->keys_seen,
-        .tail = report->tail_mass * rows,
-        .scratch_bytes = report->scratch_bytes,
+        .time_s = done->index_s,
+        .index_s = done->index_s,
     };
 
-    if (report->audited > 0) {
-        sums.audit_sum = report->audit_mean * (double)report->audited;
-    }
-    if (report->error_est >= 0.0) {
-        sums.error = report->error_est * rows;
-        sums.error_rows = rows;
-        sums.error_max = report->error_est_max;
+    if (done->report != NULL) {
+        add_call(&sums, done->report);
     }
     return sums;
 }
@@ -138,7 +147,7 @@ void knnattn_totals_add(const struct knnattn_done *done)
         sums_add(&slot->layers[layer], &sums);
         sums.index_bytes = done->index_bytes;
         sums_add(&slot->all, &sums);
-        if (done->report->audited > 0) {
+        if (done->report != NULL && done->report->audited > 0) {
             slot->p95[bin_of(done->report->audit_p95)] += (double)done->report->audited;
         }
     }

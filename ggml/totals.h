@@ -14,14 +14,14 @@
 
 #define KNNATTN_LAYERS 1024 /* layers told apart; further ones share the last entry */
 
-/* One attention call. layer is -1 where keys come from no cache. */
+/* One attention call, or work on an index between calls. layer is -1 where keys come from no cache. */
 struct knnattn_done {
     int slot;
     int layer;
-    const kna_report *report;
-    bool exact;     /* every key was asked for */
-    bool fallback;  /* because memory for the index was short */
-    double index_s; /* spent on the index before the call */
+    const kna_report *report; /* NULL: no call */
+    bool exact;               /* every key was asked for */
+    bool fallback;            /* because memory for the index was short */
+    double index_s;           /* spent on the index before the call */
     int64_t rows_indexed;
     int64_t stale_events;
     int64_t stale_rows;

@@ -9,7 +9,7 @@
 #define _GNU_SOURCE
 #include "watch.h"
 
-#include "cache.h"
+#include "indexing.h"
 
 #include <ggml-backend-impl.h>
 #include <pthread.h>
@@ -37,6 +37,7 @@ static void watched_set(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor
 {
     knnattn_touch((const char *)tensor->data + offset, size);
     plain.set_tensor(buffer, tensor, data, offset, size);
+    knnattn_index_loaded((const char *)tensor->data + offset, size, ggml_backend_buffer_get_base(buffer), buffer->size);
 }
 
 static bool watched_copy(ggml_backend_buffer_t buffer, const struct ggml_tensor *src, struct ggml_tensor *dst)

@@ -264,8 +264,9 @@ typedef struct kna_attend_options {
     int64_t causal_shift;     /* moves every p, e.g. for a cache with unused rows at its end */
     int64_t window;           /* sliding window: query i sees keys j > p - window (and j <= p if causal); 0: no window */
     float softcap;            /* logit = softcap * tanh(logit / softcap), before mask and slopes; 0: none */
-    const float *slopes;      /* ALiBi, (h): with a mask, the mask of head x is multiplied by slopes[x] (ggml: the mask then
-                                 holds minus distances); without one, slopes[x] * (j - p) is added. NULL: none */
+    const float *slopes;      /* ALiBi, (h): with a mask, the mask of head x is multiplied by slopes[x], which must be positive
+                                 (ggml: the mask then holds minus distances); without one, slopes[x] * (j - p) is added.
+                                 NULL: none */
     const float *sinks;       /* (h): the logit of one further key per head whose value is zero. NULL: none */
     kna_mask mask;            /* added to the logit; data NULL: none */
 

@@ -258,10 +258,13 @@ static int64_t rows_indexed_by(ggml_backend_t backend, struct question *q, int s
     return report_of_slot(slot).rows_indexed - before;
 }
 
-/* An event, and how many of the 2 x 256 rows in view must be encoded again after it; none may have gone unnoticed. */
+/* An event, and how many rows must have been encoded since the last; 2 x 256 are in view. None may have gone unnoticed. */
 static void expect_indexed(ggml_backend_t backend, struct question *q, int64_t rows, const char *event)
 {
-    int64_t indexed = rows_indexed_by(backend, q, 3);
+    static int64_t before;
+    free(answer(backend, q));
+    int64_t now = report_of_slot(3).rows_indexed, indexed = now - (now < before ? 0 : before);
+    before = now;
     EXPECT_THAT(indexed == rows, "%s: %d rows encoded, expected %d", event, (int)indexed, (int)rows);
     EXPECT_THAT(report_of_slot(3).stale_events == 0, "%s: it had to be found out", event);
 }
@@ -286,7 +289,7 @@ static void only_what_changed(void)
     ggml_backend_tensor_memset(cache.k, 0, 9 * cache.k->nb[1], 4 * cache.k->nb[1]);
     expect_indexed(backend, &q, 4, "keys erased");
     copy_stream(backend, &cache);
-    expect_indexed(backend, &q, 256, "a stream copied");
+    expect_indexed(backend, &q, CELLS, "a stream copied, which encodes it whole");
     rotate(backend, &cache);
     expect_indexed(backend, &q, 512, "keys rotated in place");
     ggml_backend_buffer_clear(cache.buffer, 0);
@@ -294,6 +297,36 @@ static void only_what_changed(void)
     expect_indexed(backend, &q, 0, "nothing happened again");
     question_free(&q);
     ggml_backend_free(backend);
+    cache_free(&cache);
+}
+
+/* A state is loaded keys first, then values: with the values its rows are encoded, and the next call need not do it. */
+static void encoded_when_loaded(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    ggml_backend_t backend = backend_with("method=knn,k=24,sinks=2,window=16,exact_below=200,slot=6");
+    struct question small = question_new(&cache, 64, 1), q = question_new(&cache, 448, 1);
+    report_reset(6);
+    EXPECT_INT(rows_indexed_by(backend, &small, 6), 0); /* from here on the cache is known, although read whole */
+    fill_rows(cache.k, 0, 448, 1.0);
+    EXPECT_INT(report_of_slot(6).rows_indexed, 0);
+    fill_rows(cache.v, 0, 448, 1.0);
+    EXPECT_INT(report_of_slot(6).rows_indexed, 448);
+    EXPECT_INT(report_of_slot(6).calls, STREAMS);
+    EXPECT(report_of_slot(6).index_s > 0.0);
+    EXPECT_INT(rows_indexed_by(backend, &q, 6), 448); /* the other stream */
+    ggml_backend_t fresh = backend_with(NEAR ",slot=7");
+    float *want = answer(fresh, &q), *got = answer(backend, &q);
+    EXPECT(memcmp(got, want, ggml_nbytes(q.out)) == 0);
+    fill_rows(cache.v, 0, 100, 1.0); /* few rows, or too few to be indexed at all, wait */
+    EXPECT_INT(report_of_slot(6).rows_indexed, 896);
+    free(want);
+    free(got);
+    ggml_backend_free(fresh);
+    ggml_backend_free(backend);
+    fill(cache.v, 1.0); /* nobody is left to encode it */
+    question_free(&small);
+    question_free(&q);
     cache_free(&cache);
 }
 
@@ -412,7 +445,7 @@ static void rows_without_attention(void)
     EXPECT(takes("method=knn", "cache_k_l0", GGML_TYPE_F16, WIDTH));
 }
 
-/* A context begins with a graph of one shape, where llama.cpp looks whether flash attention stays with the CPU; the next shape ends it. */
+/* A context begins with a graph of one shape, by which llama.cpp sees whether attention stays with the CPU; the next one ends it. */
 static void first_shape_left_alone(void)
 {
     struct cache cache = cache_new(GGML_TYPE_F16);
@@ -480,6 +513,7 @@ int main(int argc, char **argv)
     TEST(rows_taken);
     TEST(rows_outside);
     TEST(only_what_changed);
+    TEST(encoded_when_loaded);
     TEST(found_out);
     TEST(another_context_writes);
     TEST(reshaped);

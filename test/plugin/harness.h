@@ -100,15 +100,15 @@ static inline void fill_rows(struct ggml_tensor *tensor, int64_t first, int64_t 
     int64_t width = tensor->ne[0];
     size_t bytes = ggml_row_size(tensor->type, width);
     float *row = malloc((size_t)width * sizeof(float));
-    char *packed = malloc(bytes);
-    for (int64_t r = first; r < first + count; r++) {
+    char *packed = malloc((size_t)count * bytes);
+    for (int64_t r = 0; r < count; r++) {
         for (int64_t i = 0; i < width; i++) row[i] = (float)(spread * test_normal());
         if (tensor->type == GGML_TYPE_F32)
-            memcpy(packed, row, bytes);
+            memcpy(packed + (size_t)r * bytes, row, bytes);
         else
-            ggml_get_type_traits(tensor->type)->from_float_ref(row, packed, width);
-        ggml_backend_tensor_set(tensor, packed, (size_t)r * bytes, bytes);
+            ggml_get_type_traits(tensor->type)->from_float_ref(row, packed + (size_t)r * bytes, width);
     }
+    ggml_backend_tensor_set(tensor, packed, (size_t)first * bytes, (size_t)count * bytes);
     free(packed);
     free(row);
 }

@@ -1,6 +1,6 @@
 /*
- * short_memory.c - memory that runs out inside the plugin: for every n, its n-th request fails, once or from then on. It answers with
- * an error that ggml knows, or rightly; and once there is memory again, as if nothing had happened.
+ * short_memory.c - memory that runs out inside the plugin: for every n, its n-th request fails, once or from then on. It answers
+ * with an error that ggml knows, or rightly; and once there is memory again, as if nothing had happened.
  *
  * The C library's allocating functions are replaced by those of this program. A sanitizer brings its own, so there this is skipped.
  */
