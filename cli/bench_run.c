@@ -57,7 +57,7 @@ static int make_index(bench *b, int64_t layer, double *time_s)
 {
     const bench_shape *s = &b->plan->shape;
     const double start_s = cli_now_s();
-    int status = kna_index_new(b->context, &b->indexes[layer], s->h_kv, s->d, s->d);
+    int status = kna_index_new(b->context, &b->indexes[layer], KNA_KNN, s->h_kv, s->d, s->d);
     if (status == KNA_OK)
         status = kna_index_update(b->context, b->indexes[layer], &b->layers[layer].k.rows, &b->layers[layer].v.rows, 0, s->n);
     *time_s = cli_now_s() - start_s;

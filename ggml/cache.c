@@ -153,7 +153,7 @@ static struct knnattn_record *find(struct knnattn_records *records, const struct
     return NULL;
 }
 
-static struct knnattn_record *record_new(kna_context *kna, const struct knnattn_place *place)
+static struct knnattn_record *record_new(kna_context *kna, int method, const struct knnattn_place *place)
 {
     size_t words = ((size_t)place->cells + WORD_BITS - 1) / WORD_BITS;
     struct knnattn_record *record = calloc(1, sizeof(*record) + words * sizeof(uint64_t));
@@ -163,19 +163,20 @@ static struct knnattn_record *record_new(kna_context *kna, const struct knnattn_
     }
     record->place = *place;
     memset(record->dirty, 0xff, words * sizeof(uint64_t));
-    if (kna_index_new(kna, &record->index, place->heads, place->d, place->dv) != KNA_OK) {
+    if (kna_index_new(kna, &record->index, method, place->heads, place->d, place->dv) != KNA_OK) {
         record_free(record);
         return NULL;
     }
     return record;
 }
 
-struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, const struct knnattn_place *place)
+struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, int method,
+                                         const struct knnattn_place *place)
 {
     pthread_mutex_lock(&lock);
     struct knnattn_record *record = find(records, place);
     if (record == NULL) {
-        record = record_new(kna, place);
+        record = record_new(kna, method, place);
         if (record != NULL) {
             record->next = records->first;
             records->first = record;

@@ -64,8 +64,10 @@ bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, 
 void knnattn_records_open(struct knnattn_records *records, struct knnattn_engine *engine);
 void knnattn_records_close(struct knnattn_records *records);
 
-/* The record at a place, made when it is new or its shape has changed; every row of a new one is dirty. NULL: no memory. */
-struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, const struct knnattn_place *place);
+/* The record at a place, made when it is new or its shape has changed; every row of a new one is dirty. NULL: no memory.
+ * method: KNA_TOPK or KNA_KNN, the same for all records of a set. */
+struct knnattn_record *knnattn_record_at(struct knnattn_records *records, kna_context *kna, int method,
+                                         const struct knnattn_place *place);
 
 /* The next run of dirty rows below n, cleared on the way out; false when there is none. */
 bool knnattn_record_take(struct knnattn_record *record, int64_t n, int64_t *first, int64_t *count);

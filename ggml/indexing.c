@@ -115,7 +115,8 @@ struct knnattn_record *knnattn_index_of(struct knnattn_engine *engine, const str
     if (!knnattn_place_of(&place, op->src[1], op->src[2], stream)) {
         return NULL;
     }
-    struct knnattn_record *record = knnattn_record_at(&engine->records, engine->kna, &place);
+    int method = engine->settings.method == KNNATTN_TOPK ? KNA_TOPK : KNA_KNN;
+    struct knnattn_record *record = knnattn_record_at(&engine->records, engine->kna, method, &place);
     if (record != NULL) {
         record->layer = knnattn_cache_layer(op->src[1]->view_src);
     }

@@ -359,7 +359,8 @@ KNA_API KNA_CHECKED int kna_merge(kna_context *context, float *a, float *a_lse, 
  * Returns: KNA_OK, KNA_EINVAL, KNA_ELIMIT, KNA_ENOMEM.
  * Owner:   the caller; free before the context. Memory grows with the highest row given.
  */
-KNA_API KNA_CHECKED int kna_index_new(kna_context *context, kna_index **index, int64_t heads, int64_t d, int64_t dv);
+KNA_API KNA_CHECKED int kna_index_new(kna_context *context, kna_index **index, int method, int64_t heads, int64_t d,
+                                        int64_t dv);
 
 /* kna_index_free() - free an index. NULL is fine. */
 KNA_API void kna_index_free(kna_index *index);

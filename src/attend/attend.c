@@ -1,5 +1,6 @@
 /* attend.c - the operator: check, choose the path, report. */
-#include "near.h"
+#include "knn.h"
+#include "nearest.h"
 
 #include <math.h>
 
@@ -52,6 +53,10 @@ static int attend_exact(const kna__problem *p, kna_report *report)
 
 static int check_index(const kna__problem *p, const kna_index *index)
 {
+    if (index->method != p->options.method) {
+        return KNA_FAIL(p->context, KNA_ESTALE, "index: made for %s, asked for %s", kna_method_name(index->method),
+                        kna_method_name(p->options.method));
+    }
     if (index->heads != p->h_kv || index->d != p->d || index->dv != p->dv || index->rows < p->n) {
         return KNA_FAIL(p->context, KNA_ESTALE, "index: %lld heads, d = %lld, dv = %lld, %lld rows; keys (%lld,%lld,%lld), dv = %lld",
                         (long long)index->heads, (long long)index->d, (long long)index->dv, (long long)index->rows,
@@ -60,18 +65,23 @@ static int check_index(const kna__problem *p, const kna_index *index)
     return KNA_OK;
 }
 
+static int attend_with_index(const kna__problem *p, kna_index *index, kna_report *report)
+{
+    report->index_bytes = kna_index_bytes(index);
+    return index->method == KNA_KNN ? kna__attend_knn(p, index, report) : kna__attend_nearest(p, index, report);
+}
+
 static int attend_with_own_index(const kna__problem *p, kna_report *report)
 {
     kna_index *index = NULL;
     double start = kna__seconds();
-    int status = kna_index_new(p->context, &index, p->h_kv, p->d, p->dv);
+    int status = kna_index_new(p->context, &index, p->options.method, p->h_kv, p->d, p->dv);
     if (status == KNA_OK) {
         status = kna_index_update(p->context, index, &p->k, &p->v, 0, p->n);
     }
     report->build_s = kna__seconds() - start;
     if (status == KNA_OK) {
-        report->index_bytes = kna_index_bytes(index);
-        status = kna__attend_near(p, index, report);
+        status = attend_with_index(p, index, report);
     }
     kna_index_free(index);
     return status;
@@ -79,19 +89,18 @@ static int attend_with_own_index(const kna__problem *p, kna_report *report)
 
 static int attend_near(const kna__problem *p, kna_report *report)
 {
-    const kna_index *index = p->options.index;
+    kna_index *index = p->options.index;
     int64_t always = p->options.method == KNA_KNN ? p->options.near_sinks + p->options.near_window : 0;
     if (index) {
         KNA_TRY(check_index(p, index));
     }
-    if (always + p->options.k_near >= p->n && (!index || kna__index_is_full(index, p->n))) {
+    if (always + p->options.k_near >= p->n && (!index || kna__index_has_all(index, 0, p->n))) {
         return attend_exact(p, report);
     }
     if (!index) {
         return attend_with_own_index(p, report);
     }
-    report->index_bytes = kna_index_bytes(index);
-    return kna__attend_near(p, index, report);
+    return attend_with_index(p, index, report);
 }
 
 static int attend(const kna__problem *p, kna_report *report)

@@ -87,6 +87,23 @@ static int64_t count_not(const uint16_t *x, int64_t count, uint16_t value)
     return differing;
 }
 
+bool kna__mask_is_zero(const kna__problem *p, int64_t head, int64_t query, int64_t first, int64_t count)
+{
+    if (!p->mask.data) {
+        return true;
+    }
+    const char *row = mask_row(p, head, query);
+    if (p->mask.type == KNA_F16) {
+        return count_not((const uint16_t *)(const void *)row + first, count, 0) == 0;
+    }
+    for (int64_t j = first; j < first + count; j++) {
+        if (((const float *)(const void *)row)[j] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int64_t kna__mask_allows(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)
 {
     if (!p->mask.data) {

@@ -66,6 +66,8 @@ void kna__logits_finish(const kna__problem *problem, int64_t head, int64_t query
 void kna__logits_finish_at(const kna__problem *problem, int64_t head, int64_t query, const int32_t *ids, float *s, int64_t count);
 /* Whether the mask forbids all of keys first .. first+count-1 to the query. */
 bool kna__mask_forbids(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
+/* Whether it adds nothing to them. */
+bool kna__mask_is_zero(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
 /* How many of keys lo .. hi-1 it allows. */
 int64_t kna__mask_allows(const kna__problem *problem, int64_t head, int64_t query, int64_t lo, int64_t hi);
 /* Queries of one head, rows q_first .. +count (numbered as above), as f32 times the scale: out (count, d). */

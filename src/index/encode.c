@@ -7,20 +7,9 @@ enum { TASK_BLOCKS = 16 };
 typedef struct encode_job {
     kna_index *index;
     const kna__kernels *kernels;
-    const kna_rows *k, *v;
+    const kna_rows *k;
     int64_t first, end, first_block, blocks;
 } encode_job;
-
-static kna__span row_span(const kna_rows *rows, int64_t head, int64_t row)
-{
-    size_t row_bytes = rows->row_stride_bytes ? (size_t)rows->row_stride_bytes : kna__row_bytes(rows->type, rows->dim);
-    size_t head_bytes = rows->head_stride_bytes ? (size_t)rows->head_stride_bytes : row_bytes * (size_t)rows->rows;
-    kna__span span;
-    span.data = (const char *)rows->data + (size_t)head * head_bytes + (size_t)row * row_bytes;
-    span.row_bytes = row_bytes;
-    span.scales = rows->scales ? rows->scales + head * rows->rows + row : NULL;
-    return span;
-}
 
 /* 0 * x sums to 0 unless some x is NaN or infinite: a vector's way to look for them. */
 static bool is_finite(const kna__kernels *kernels, const float *x, int64_t d)
@@ -35,7 +24,7 @@ static bool is_finite(const kna__kernels *kernels, const float *x, int64_t d)
 /* A row as f32; one that holds NaN or infinity counts as zero, so that garbage in an unused cell poisons nothing. */
 static void read_row(const kna__kernels *kernels, float *x, const kna_rows *rows, int64_t head, int64_t row)
 {
-    kernels->widen[rows->type](x, (size_t)rows->dim, row_span(rows, head, row), 1, (size_t)rows->dim);
+    kernels->widen[rows->type](x, (size_t)rows->dim, kna__row_span(rows, head, row), 1, (size_t)rows->dim);
     if (!is_finite(kernels, x, rows->dim)) {
         memset(x, 0, (size_t)rows->dim * sizeof *x);
     }
@@ -46,46 +35,6 @@ static float encode_key(const kna__kernels *kernels, int8_t *out, const kna_rows
     float x[KNA_MAX_DIM];
     read_row(kernels, x, k, head, row);
     return kernels->quantize(out, x, (size_t)k->dim);
-}
-
-/* Sum of the rows of a block whose bit is set, one by one. */
-static void sum_rows(const kna__kernels *kernels, float *sum, const kna_rows *v, int64_t head, int64_t block, unsigned bits)
-{
-    float x[KNA_MAX_DIM];
-    memset(sum, 0, (size_t)v->dim * sizeof *sum);
-    for (int64_t r = 0; r < KNA_BLOCK; r++) {
-        if (bits >> r & 1) {
-            read_row(kernels, x, v, head, block * KNA_BLOCK + r);
-            kernels->axpy(sum, 1.0f, x, (size_t)v->dim);
-        }
-    }
-}
-
-/*
- * Mean value of the rows of a block whose bit is set. In one pass where nothing is NaN or infinite, be it in a row that does
- * not count; otherwise row by row. Both add the rows in order, so they agree to the bit.
- */
-static void encode_mean(const kna__kernels *kernels, uint16_t *mean, const kna_rows *v, int64_t head, int64_t block,
-                        unsigned bits)
-{
-    float sum[KNA_MAX_DIM], weights[KNA_BLOCK];
-    int64_t left = v->rows - block * KNA_BLOCK, rows = left < KNA_BLOCK ? left : KNA_BLOCK;
-    for (int64_t r = 0; r < KNA_BLOCK; r++) {
-        weights[r] = (float)(bits >> r & 1);
-    }
-    memset(sum, 0, (size_t)v->dim * sizeof *sum);
-    if (bits && rows > 0) {
-        kernels->mix[v->type](sum, (size_t)v->dim, weights, KNA_BLOCK, 1, row_span(v, head, block * KNA_BLOCK), (size_t)rows,
-                              (size_t)v->dim);
-    }
-    if (!is_finite(kernels, sum, v->dim)) {
-        sum_rows(kernels, sum, v, head, block, bits);
-    }
-    float inverse = bits ? 1.0f / (float)__builtin_popcount(bits) : 0.0f;
-    for (int64_t c = 0; c < v->dim; c++) {
-        float x_mean = sum[c] * inverse;
-        mean[c] = kna__float_to_f16(x_mean > 65504.0f ? 65504.0f : x_mean < -65504.0f ? -65504.0f : x_mean);
-    }
 }
 
 static void encode_whole_keys(const encode_job *job, uint8_t *packed, float *scales, int64_t head, int64_t first)
@@ -122,8 +71,6 @@ static void encode_block(const encode_job *job, int64_t head, int64_t block)
     } else {
         encode_some_keys(job, packed, scales, head, first);
     }
-    encode_mean(job->kernels, index->means + (head * index->capacity + block) * index->dv, job->v, head, block,
-                index->present[block]);
 }
 
 /* A task: a few blocks of all heads, whose rows lie side by side in llama.cpp's caches. */
@@ -172,19 +119,6 @@ static int check_rows(kna_context *context, const kna_index *index, const kna_ro
     return check_view(context, v, "values");
 }
 
-/* The last block's mean takes all of its rows that are present, so the view must hold them. */
-static int check_last_block(kna_context *context, const kna_index *index, const kna_rows *v, int64_t end)
-{
-    int64_t block_end = (end + KNA_BLOCK - 1) / KNA_BLOCK * KNA_BLOCK;
-    for (int64_t row = v->rows; row < block_end && row < index->rows; row++) {
-        if (index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1) {
-            return KNA_FAIL(context, KNA_ESHAPE, "index: row %lld shares a block of %d with the rows given, but only %lld are given: "
-                            "give it too, or remove it first", (long long)row, KNA_BLOCK, (long long)v->rows);
-        }
-    }
-    return KNA_OK;
-}
-
 int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t first, int64_t count)
 {
     context->message[0] = 0;
@@ -199,16 +133,19 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     if (!count) {
         return KNA_OK;
     }
-    KNA_TRY(check_last_block(context, index, v, first + count));
     KNA_TRY(kna__index_reserve(context, index, first + count));
     for (int64_t row = first; row < first + count; row++) {
         index->present[row / KNA_BLOCK] |= (uint16_t)(1u << row % KNA_BLOCK);
     }
-    encode_job job = { index, context->kernels, k, v, first, first + count, first / KNA_BLOCK, 0 };
+    index->rows = index->rows > first + count ? index->rows : first + count;
+    if (index->method == KNA_KNN) {
+        kna__clusters_touch(index, first, count);
+        return KNA_OK;
+    }
+    encode_job job = { index, context->kernels, k, first, first + count, first / KNA_BLOCK, 0 };
     job.blocks = (first + count - 1) / KNA_BLOCK - job.first_block + 1;
     int threads = count * index->heads < 64 ? 1 : context->threads; /* a few rows cost less than waking a thread */
     kna__parallel_for(threads, (job.blocks + TASK_BLOCKS - 1) / TASK_BLOCKS, encode_task, &job);
-    index->rows = index->rows > first + count ? index->rows : first + count;
     return KNA_OK;
 }
 
@@ -219,17 +156,6 @@ static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, co
     kna__unpack_row(then, kna__index_packed(index, head, row / KNA_BLOCK), (size_t)(row % KNA_BLOCK), (size_t)index->d);
     float scale_then = kna__index_scales(index, head, row / KNA_BLOCK)[row % KNA_BLOCK];
     return memcmp(now, then, (size_t)index->d) || memcmp(&scale, &scale_then, sizeof scale);
-}
-
-/* A mean is used only where the whole block is present, and kept only there when rows are removed. */
-static bool mean_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *v, int64_t head, int64_t block)
-{
-    if (index->present[block] != UINT16_MAX) {
-        return false;
-    }
-    uint16_t now[KNA_MAX_DIM];
-    encode_mean(kernels, now, v, head, block, index->present[block]);
-    return memcmp(now, kna__index_means(index, head, block), (size_t)index->dv * sizeof *now) != 0;
 }
 
 /* The first present row from `row` on, round the end; -1: none is present. */
@@ -263,8 +189,8 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
         if (row < 0) {
             break;
         }
-        *stale += row_is_stale(context->kernels, index, k, head, row) ||
-                  mean_is_stale(context->kernels, index, v, head, row / KNA_BLOCK);
+        *stale += index->method == KNA_KNN ? kna__cluster_is_stale(context->kernels, index, k, v, head, row / KNA_SLOTS)
+                                           : row_is_stale(context->kernels, index, k, head, row);
     }
     return KNA_OK;
 }

@@ -2,16 +2,16 @@
 #include "index.h"
 
 typedef struct layout {
-    size_t packed, scales, means, present;
+    size_t packed, scales, present;
 } layout;
 
 static layout layout_of(const kna_index *index, int64_t capacity)
 {
     size_t blocks = kna__size_product((size_t)index->heads, (size_t)capacity);
     layout bytes;
+    blocks = index->method == KNA_TOPK ? blocks : 0;
     bytes.packed = kna__size_product(blocks, index->d4 * 4 * KNA_BLOCK);
     bytes.scales = kna__size_product(blocks, KNA_BLOCK * sizeof(float));
-    bytes.means = kna__size_product(blocks, (size_t)index->dv * sizeof(uint16_t));
     bytes.present = kna__size_product((size_t)capacity, sizeof(uint16_t));
     return bytes;
 }
@@ -21,13 +21,16 @@ static void release_arrays(kna_index *index)
     layout bytes = layout_of(index, index->capacity);
     kna__release(index->heap, index->packed, bytes.packed);
     kna__release(index->heap, index->scales, bytes.scales);
-    kna__release(index->heap, index->means, bytes.means);
     kna__release(index->heap, index->present, bytes.present);
 }
 
-int kna_index_new(kna_context *context, kna_index **index, int64_t heads, int64_t d, int64_t dv)
+int kna_index_new(kna_context *context, kna_index **index, int method, int64_t heads, int64_t d, int64_t dv)
 {
     context->message[0] = 0;
+    if (index && method != KNA_TOPK && method != KNA_KNN) {
+        *index = NULL;
+        return KNA_FAIL(context, KNA_EINVAL, "index: method %d is neither topk nor knn", method);
+    }
     if (!index || heads < 1 || d < 1 || dv < 1) {
         return KNA_FAIL(context, KNA_EINVAL, "index: heads = %lld, d = %lld, dv = %lld must be at least 1", (long long)heads,
                         (long long)d, (long long)dv);
@@ -47,6 +50,8 @@ int kna_index_new(kna_context *context, kna_index **index, int64_t heads, int64_
     fresh->d = d;
     fresh->dv = dv;
     fresh->d4 = (size_t)(d + 3) / 4;
+    fresh->method = method;
+    fresh->phase = context->indexes++ % KNA_PHASES;
     *index = fresh;
     return KNA_OK;
 }
@@ -57,6 +62,8 @@ void kna_index_free(kna_index *index)
         return;
     }
     release_arrays(index);
+    kna__clusters_release(index);
+    kna__metric_release(index);
     kna__release(index->heap, index, sizeof *index);
 }
 
@@ -68,17 +75,38 @@ int64_t kna_index_rows(const kna_index *index)
 size_t kna_index_bytes(const kna_index *index)
 {
     layout bytes = layout_of(index, index->capacity);
-    return sizeof *index + bytes.packed + bytes.scales + bytes.means + bytes.present;
+    return sizeof *index + bytes.packed + bytes.scales + bytes.present + kna__clusters_bytes(index) + kna__metric_bytes(index);
 }
 
-bool kna__index_is_full(const kna_index *index, int64_t n)
+bool kna__index_has_all(const kna_index *index, int64_t first, int64_t end)
 {
-    for (int64_t row = 0; row < n; row++) {
-        if (!(index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1)) {
+    for (int64_t row = first; row < end;) {
+        if (row % KNA_BLOCK == 0 && row + KNA_BLOCK <= end && index->present[row / KNA_BLOCK] == UINT16_MAX) {
+            row += KNA_BLOCK;
+        } else if (kna__index_has(index, row)) {
+            row++;
+        } else {
             return false;
         }
     }
     return true;
+}
+
+int64_t kna__index_gaps(const kna_index *index, int64_t n)
+{
+    int64_t gaps = 0;
+    bool before = true;
+    for (int64_t row = 0; row < n;) {
+        if (row % KNA_BLOCK == 0 && row + KNA_BLOCK <= n && index->present[row / KNA_BLOCK] == UINT16_MAX) {
+            before = true;
+            row += KNA_BLOCK;
+            continue;
+        }
+        bool here = kna__index_has(index, row++);
+        gaps += before && !here;
+        before = here;
+    }
+    return gaps;
 }
 
 static void copy_heads(char *to, const char *from, int64_t heads, size_t to_bytes, size_t from_bytes)
@@ -97,20 +125,17 @@ static int grow(kna_context *context, kna_index *index, int64_t capacity)
     bigger.capacity = capacity;
     bigger.packed = kna__allocate(index->heap, bytes.packed);
     bigger.scales = kna__allocate(index->heap, bytes.scales);
-    bigger.means = kna__allocate(index->heap, bytes.means);
     bigger.present = kna__allocate(index->heap, bytes.present);
-    if (!bigger.packed || !bigger.scales || !bigger.means || !bigger.present) {
+    if (!bigger.packed || !bigger.scales || !bigger.present) {
         release_arrays(&bigger);
         return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %lld rows", (long long)(capacity * KNA_BLOCK));
     }
     memset(bigger.packed, 128, bytes.packed); /* 128 is the packed zero */
     memset(bigger.scales, 0, bytes.scales);
-    memset(bigger.means, 0, bytes.means);
     memset(bigger.present, 0, bytes.present);
     if (old.capacity) {
         copy_heads((char *)bigger.packed, (const char *)old.packed, index->heads, bytes.packed / heads, before.packed / heads);
         copy_heads((char *)bigger.scales, (const char *)old.scales, index->heads, bytes.scales / heads, before.scales / heads);
-        copy_heads((char *)bigger.means, (const char *)old.means, index->heads, bytes.means / heads, before.means / heads);
         memcpy(bigger.present, old.present, before.present);
         release_arrays(&old);
     }
@@ -139,5 +164,6 @@ int kna_index_remove(kna_context *context, kna_index *index, int64_t first, int6
     for (int64_t row = first; row < end; row++) {
         index->present[row / KNA_BLOCK] &= (uint16_t)~(1u << row % KNA_BLOCK);
     }
+    kna__clusters_remove(index, first, end - first);
     return KNA_OK;
 }

@@ -1,26 +1,37 @@
 /*
- * index.h - inside a kna_index: per KV head, blocks of 16 consecutive rows.
+ * index.h - inside a kna_index: which rows are present, and what the method it serves needs: for top-k, per KV head, int8 keys in
+ * blocks of 16 consecutive rows; for kNN attention, clusters (clusters.h).
  *
- * Invariant: a row whose present bit is set is encoded as the cache held it when it was last updated; a block's mean is the
- * mean value of its present rows as long as none of them was removed, so it is used only where all 16 are present. Rows that
- * are not present take no part.
+ * Invariant: a row whose present bit is set is described as the cache held it when it was last updated. Rows that are not
+ * present take no part.
  */
 #ifndef KNA_INDEX_H
 #define KNA_INDEX_H
 
 #include "../kernel/context.h"
+#include "clusters.h"
 
 struct kna_index {
     kna__heap *heap;
+    int method;        /* KNA_TOPK or KNA_KNN */
     int64_t heads, d, dv;
     size_t d4;         /* groups of four columns of a packed key */
     int64_t rows;      /* covered: one past the highest row updated */
     int64_t capacity;  /* blocks allocated per head */
+    uint16_t *present; /* (capacity) bit r: row 16 b + r; the same for all heads */
+
+    /* top-k */
     uint8_t *packed;   /* (heads, capacity, d4, 16, 4), see scan() in kernel.h */
     float *scales;     /* (heads, capacity * 16) */
-    uint16_t *means;   /* (heads, capacity, dv) f16 */
-    uint16_t *present; /* (capacity) bit r: row 16 b + r; the same for all heads */
+
+    /* knn */
+    kna__clusters clusters;
+    float *moment;     /* metric.c */
+    int64_t phase;     /* 0 .. KNA_PHASES - 1, other for each index of a context in turn */
+    uint64_t calls;    /* of single queries */
 };
+
+enum { KNA_PHASES = 32 };
 
 static inline const uint8_t *kna__index_packed(const kna_index *index, int64_t head, int64_t block)
 {
@@ -32,13 +43,27 @@ static inline const float *kna__index_scales(const kna_index *index, int64_t hea
     return index->scales + (head * index->capacity + block) * KNA_BLOCK;
 }
 
-static inline const uint16_t *kna__index_means(const kna_index *index, int64_t head, int64_t block)
+static inline bool kna__index_has(const kna_index *index, int64_t row)
 {
-    return index->means + (head * index->capacity + block) * index->dv;
+    return index->present[row / KNA_BLOCK] >> row % KNA_BLOCK & 1;
 }
 
-/* Whether all of the first n rows are present. */
-bool kna__index_is_full(const kna_index *index, int64_t n);
+/* The rows of a head from `row` on. */
+static inline kna__span kna__row_span(const kna_rows *rows, int64_t head, int64_t row)
+{
+    size_t row_bytes = rows->row_stride_bytes ? (size_t)rows->row_stride_bytes : kna__row_bytes(rows->type, rows->dim);
+    size_t head_bytes = rows->head_stride_bytes ? (size_t)rows->head_stride_bytes : row_bytes * (size_t)rows->rows;
+    kna__span span;
+    span.data = (const char *)rows->data + (size_t)head * head_bytes + (size_t)row * row_bytes;
+    span.row_bytes = row_bytes;
+    span.scales = rows->scales ? rows->scales + head * rows->rows + row : NULL;
+    return span;
+}
+
+/* Whether all rows first .. end - 1 are present. */
+bool kna__index_has_all(const kna_index *index, int64_t first, int64_t end);
+/* Runs of rows not present among the first n. */
+int64_t kna__index_gaps(const kna_index *index, int64_t n);
 
 /* Room for `rows` rows. */
 int kna__index_reserve(kna_context *context, kna_index *index, int64_t rows);

@@ -12,6 +12,7 @@ struct kna_context {
     kna__heap heap;
     const kna__kernels *kernels;
     int threads;
+    int64_t indexes;     /* made so far */
     char *scratch;
     size_t scratch_bytes;
     size_t scratch_used; /* most reserved since the call began: for reports */

@@ -1,5 +1,5 @@
-/* near.c - the call: tiles of queries, the scan, the report. See near.h for the plan. */
-#include "near.h"
+/* nearest.c - the call: tiles of queries, the scan, the report. See nearest.h for the plan. */
+#include "nearest.h"
 
 #include <math.h>
 
@@ -8,9 +8,9 @@ enum {
     TILE_SCORES_BYTES = 2 << 20   /* scores of a tile of queries stay in a second-level cache */
 };
 
-near_room kna__near_room(const near_job *job, int worker, char *base, size_t *bytes)
+nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes)
 {
-    near_room room;
+    nearest_room room;
     size_t n = (size_t)job->ld, blocks = n / KNA_BLOCK, dv = (size_t)job->problem->dv;
     kna__cutter cutter = { base ? base + (size_t)worker * job->room_bytes : NULL, 0 };
     room.ids = kna__cut(&cutter, n, sizeof(int32_t));
@@ -19,9 +19,6 @@ near_room kna__near_room(const near_job *job, int worker, char *base, size_t *by
     room.found = kna__cut(&cutter, n, sizeof(int32_t));
     room.found_scratch = kna__cut(&cutter, n, sizeof(int32_t));
     room.topk_scratch = kna__cut(&cutter, 2 * blocks + 1 + n, sizeof(float));
-    room.tail_sum = kna__cut(&cutter, blocks, sizeof(float));
-    room.tail_count = kna__cut(&cutter, blocks, sizeof(float));
-    room.tail_weight = kna__cut(&cutter, blocks, sizeof(float));
     room.work = kna__cut(&cutter, n, sizeof(float));
     room.values = kna__cut(&cutter, dv, sizeof(float));
     room.audit = kna__cut(&cutter, dv, sizeof(float));
@@ -29,15 +26,10 @@ near_room kna__near_room(const near_job *job, int worker, char *base, size_t *by
     return room;
 }
 
-static bool wants_rest(const near_job *job)
-{
-    return job->problem->options.method == KNA_TOPK;
-}
-
 /* Queries of the tile as f32 and int8, per KV head. */
 static void read_queries(void *argument, int64_t kv_head, int worker)
 {
-    const near_job *job = argument;
+    const nearest_job *job = argument;
     const kna__problem *p = job->problem;
     (void)worker;
     int64_t rows = job->tile * p->g, live = job->queries * p->g, d4 = (int64_t)job->index->d4 * 4;
@@ -48,18 +40,16 @@ static void read_queries(void *argument, int64_t kv_head, int worker)
         int8_t *coarse = job->q_i8 + at * d4;
         memset(coarse, 0, (size_t)d4);
         job->q_scale[at] = p->kernels->quantize(coarse, q + r * p->d, (size_t)p->d);
-        if (wants_rest(job)) {
-            float rest[KNA_MAX_DIM];
-            for (int64_t c = 0; c < p->d; c++) {
-                rest[c] = q[r * p->d + c] - job->q_scale[at] * (float)coarse[c];
-            }
-            int8_t *fine = job->q_rest + at * d4;
-            memset(fine, 0, (size_t)d4);
-            job->rest_scale[at] = p->kernels->quantize(fine, rest, (size_t)p->d);
-            job->q_lost[at] = 0;
-            for (int64_t c = 0; c < p->d; c++) {
-                job->q_lost[at] += fabsf(rest[c] - job->rest_scale[at] * (float)fine[c]);
-            }
+        float rest[KNA_MAX_DIM];
+        for (int64_t c = 0; c < p->d; c++) {
+            rest[c] = q[r * p->d + c] - job->q_scale[at] * (float)coarse[c];
+        }
+        int8_t *fine = job->q_rest + at * d4;
+        memset(fine, 0, (size_t)d4);
+        job->rest_scale[at] = p->kernels->quantize(fine, rest, (size_t)p->d);
+        job->q_lost[at] = 0;
+        for (int64_t c = 0; c < p->d; c++) {
+            job->q_lost[at] += fabsf(rest[c] - job->rest_scale[at] * (float)fine[c]);
         }
     }
 }
@@ -67,7 +57,7 @@ static void read_queries(void *argument, int64_t kv_head, int worker)
 /* All rows of the tile against a chunk of blocks of one KV head. */
 static void scan_chunk(void *argument, int64_t task, int worker)
 {
-    const near_job *job = argument;
+    const nearest_job *job = argument;
     const kna__problem *p = job->problem;
     int64_t kv_head = task / job->chunks, block = task % job->chunks * CHUNK_BLOCKS;
     int64_t end = block + CHUNK_BLOCKS < job->ld / KNA_BLOCK ? block + CHUNK_BLOCKS : job->ld / KNA_BLOCK;
@@ -78,56 +68,54 @@ static void scan_chunk(void *argument, int64_t task, int worker)
     float *out = job->scores + at * job->ld + block * KNA_BLOCK;
     p->kernels->scan(out, (size_t)job->ld, job->q_i8 + (size_t)at * stride, stride, job->q_scale + at, (size_t)live, packed, scales,
                      (size_t)(end - block), job->index->d4);
-    if (wants_rest(job)) {
-        size_t unused;
-        near_room room = kna__near_room(job, worker, job->rooms, &unused);
-        for (int64_t r = 0; r < live; r++) {
-            p->kernels->scan(room.work, count, job->q_rest + (size_t)(at + r) * stride, stride, job->rest_scale + at + r, 1, packed,
-                             scales, (size_t)(end - block), job->index->d4);
-            p->kernels->axpy(out + r * job->ld, 1.0f, room.work, count);
-        }
+    size_t unused;
+    nearest_room room = kna__nearest_room(job, worker, job->rooms, &unused);
+    for (int64_t r = 0; r < live; r++) {
+        p->kernels->scan(room.work, count, job->q_rest + (size_t)(at + r) * stride, stride, job->rest_scale + at + r, 1, packed,
+                         scales, (size_t)(end - block), job->index->d4);
+        p->kernels->axpy(out + r * job->ld, 1.0f, room.work, count);
     }
 }
 
 static void attend_row(void *argument, int64_t task, int worker)
 {
-    const near_job *job = argument;
+    const nearest_job *job = argument;
     const kna__problem *p = job->problem;
     size_t unused;
-    near_row row;
+    nearest_row row;
     memset(&row, 0, sizeof row);
     int64_t per_head = job->queries * p->g, r = task % per_head;
     row.job = job;
     row.kv_head = task / per_head;
     row.head = row.kv_head * p->g + r % p->g;
     row.query = job->query + r / p->g;
-    row.room = kna__near_room(job, worker, job->rooms, &unused);
+    row.room = kna__nearest_room(job, worker, job->rooms, &unused);
     row.q = job->q + (row.kv_head * job->tile * p->g + r) * p->d;
     row.s = job->scores + (row.kv_head * job->tile * p->g + r) * job->ld;
     kna__visible(p, row.query, &row.lo, &row.hi);
-    kna__near_attend(&row, &job->stats[row.query * p->h + row.head]);
+    kna__nearest_attend(&row, &job->stats[row.query * p->h + row.head]);
 }
 
-static size_t cut_scratch(near_job *job, char *base)
+static size_t cut_scratch(nearest_job *job, char *base)
 {
     const kna__problem *p = job->problem;
     kna__cutter cutter = { base, 0 };
     size_t rows = (size_t)(p->h_kv * job->tile * p->g), d4 = job->index->d4 * 4;
-    kna__near_room(job, 0, NULL, &job->room_bytes);
+    kna__nearest_room(job, 0, NULL, &job->room_bytes);
     job->q = kna__cut(&cutter, rows * (size_t)p->d, sizeof(float));
     job->q_i8 = kna__cut(&cutter, rows, d4);
-    job->q_rest = kna__cut(&cutter, wants_rest(job) ? rows : 0, d4);
+    job->q_rest = kna__cut(&cutter, rows, d4);
     job->q_scale = kna__cut(&cutter, rows, sizeof(float));
     job->rest_scale = kna__cut(&cutter, rows, sizeof(float));
     job->q_lost = kna__cut(&cutter, rows, sizeof(float));
     job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
-    job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(near_stats));
+    job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(nearest_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
 }
 
-static float largest_scale(const near_job *job)
+static float largest_scale(const nearest_job *job)
 {
     float most = 0;
     for (int64_t kv_head = 0; kv_head < job->problem->h_kv; kv_head++) {
@@ -145,7 +133,7 @@ static int64_t choose_tile(const kna__problem *p, int64_t ld)
 }
 
 /* Means over rows that saw a key; sums in row order, so that threads do not matter. */
-static void fill_report(const near_job *job, kna_report *report)
+static void fill_report(const nearest_job *job, kna_report *report)
 {
     const kna__problem *p = job->problem;
     int64_t seeing = 0, estimated = 0;
@@ -153,7 +141,7 @@ static void fill_report(const near_job *job, kna_report *report)
     float *audits = job->audits;
     report->error_est_max = -1;
     for (int64_t i = 0; i < p->m * p->h; i++) {
-        const near_stats *s = &job->stats[i];
+        const nearest_stats *s = &job->stats[i];
         report->keys_seen += (double)s->keys_seen;
         report->keys_full += (double)s->keys_full;
         report->rows_exact += s->exact;
@@ -184,9 +172,9 @@ static void fill_report(const near_job *job, kna_report *report)
     }
 }
 
-int kna__attend_near(const kna__problem *p, const kna_index *index, kna_report *report)
+int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_report *report)
 {
-    near_job job;
+    nearest_job job;
     memset(&job, 0, sizeof job);
     job.problem = p;
     job.index = index;
@@ -199,7 +187,7 @@ int kna__attend_near(const kna__problem *p, const kna_index *index, kna_report *
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
     }
     cut_scratch(&job, scratch);
-    job.scale_max = wants_rest(&job) ? largest_scale(&job) : 0;
+    job.scale_max = largest_scale(&job);
     int threads = p->context->threads;
     for (job.query = 0; job.query < p->m; job.query += job.tile) {
         job.queries = p->m - job.query < job.tile ? p->m - job.query : job.tile;

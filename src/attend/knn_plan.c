@@ -1,0 +1,185 @@
+/*
+ * knn_plan.c - which rows a few queries read in full, and whose clusters they may use.
+ *
+ * Clusters are used where every one of the queries sees all members, with nothing added to their logits (a mask of zeros): so
+ * no query learns of a key it may not see, whatever causality, windows and masks are made of. All else that some query sees is
+ * read in full. So are the first keys where these are not the first rows of all (KNA_FIRST_ROWS), and the recent ones.
+ */
+#include "knn.h"
+
+int64_t kna__knn_most_ranges(const knn_call *call)
+{
+    return call->problem->n / KNA_PIECE + call->gaps + 3;
+}
+
+void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter)
+{
+    plan->pieces = kna__cut(cutter, (size_t)(call->problem->n / KNA_PIECE + 1), sizeof *plan->pieces);
+    plan->ranges = kna__cut(cutter, (size_t)kna__knn_most_ranges(call), sizeof *plan->ranges);
+}
+
+bool kna__knn_sees(const kna__problem *p, int64_t query, int64_t first, int64_t count)
+{
+    int64_t lo, hi;
+    kna__visible(p, query, &lo, &hi);
+    return first >= lo && first + count <= hi && kna__mask_is_zero(p, 0, query, first, count);
+}
+
+static bool sees_some(const kna__problem *p, int64_t query, int64_t first, int64_t count)
+{
+    int64_t lo, hi;
+    kna__visible(p, query, &lo, &hi);
+    int64_t from = first > lo ? first : lo, to = first + count < hi ? first + count : hi;
+    return from < to && !kna__mask_forbids(p, 0, query, from, to - from);
+}
+
+int64_t kna__knn_recent(const kna__problem *p, int64_t query)
+{
+    int64_t lo, hi;
+    kna__visible(p, query, &lo, &hi);
+    while (hi > lo && kna__mask_forbids(p, 0, query, hi - 1, 1)) {
+        int64_t step = hi - lo < KNA_PIECE ? 1 : KNA_PIECE;
+        hi -= kna__mask_forbids(p, 0, query, hi - step, step) ? step : 1;
+    }
+    return hi - p->options.near_window;
+}
+
+/* The first row a query sees; n: none. */
+static int64_t first_seen(const kna__problem *p, int64_t query)
+{
+    int64_t lo, hi;
+    kna__visible(p, query, &lo, &hi);
+    while (lo < hi && kna__mask_forbids(p, 0, query, lo, 1)) {
+        int64_t step = hi - lo < KNA_PIECE ? 1 : KNA_PIECE;
+        lo += kna__mask_forbids(p, 0, query, lo, step) ? step : 1;
+    }
+    return lo < hi ? lo : p->n;
+}
+
+static bool all_see(const kna__problem *p, int64_t query, int64_t queries, int64_t first, int64_t count)
+{
+    for (int64_t i = query; i < query + queries; i++) {
+        if (!kna__knn_sees(p, i, first, count)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool any_sees(const kna__problem *p, int64_t query, int64_t queries, int64_t first, int64_t count)
+{
+    for (int64_t i = query + queries - 1; i >= query; i--) {
+        if (sees_some(p, i, first, count)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void add_range(knn_plan *plan, int64_t first, int64_t end)
+{
+    if (plan->range_count && plan->ranges[plan->range_count - 1].end == first) {
+        plan->ranges[plan->range_count - 1].end = end;
+    } else {
+        plan->ranges[plan->range_count++] = (knn_range){ first, end };
+    }
+}
+
+/* The rows of first .. end - 1 that are present. */
+static void add_present(knn_plan *plan, const kna_index *index, int64_t first, int64_t end)
+{
+    for (int64_t row = first; row < end;) {
+        int64_t stop = row;
+        while (stop < end && kna__index_has(index, stop)) {
+            stop = stop % KNA_BLOCK == 0 && index->present[stop / KNA_BLOCK] == UINT16_MAX && stop + KNA_BLOCK <= end
+                       ? stop + KNA_BLOCK
+                       : stop + 1;
+        }
+        if (stop > row) {
+            add_range(plan, row, stop);
+        }
+        row = stop > row ? stop : row + 1;
+    }
+}
+
+typedef struct border {
+    int64_t sinks_first, sinks_end; /* rows to be read in full because they are the first seen */
+    int64_t recent;                 /* rows from here on are recent */
+} border;
+
+static border border_of(const kna__problem *p, int64_t query)
+{
+    border b = { 0, 0, kna__knn_recent(p, query) };
+    int64_t first = first_seen(p, query), sinks = p->options.near_sinks;
+    if (sinks > 0 && first < p->n && first + sinks > KNA_FIRST_ROWS) {
+        b.sinks_first = first;
+        b.sinks_end = first + sinks;
+    }
+    return b;
+}
+
+static bool may_use(const knn_call *call, const border *b, int64_t query, int64_t queries, int64_t piece)
+{
+    const kna__clusters *c = &call->index->clusters;
+    if (piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN) {
+        return false;
+    }
+    int64_t unit = kna__unit_row(c, piece), end = unit + kna__unit_rows(c, piece), first = unit ? unit : KNA_FIRST_ROWS;
+    return end <= b->recent && (end <= b->sinks_first || unit >= b->sinks_end) && all_see(call->problem, query, queries, first, end - first);
+}
+
+void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries)
+{
+    const kna__problem *p = call->problem;
+    const kna__clusters *c = &call->index->clusters;
+    border b = border_of(p, query);
+    plan->piece_count = plan->range_count = 0;
+    for (int64_t piece = 0; piece * KNA_PIECE < p->n;) {
+        int64_t row = piece * KNA_PIECE, pieces = 1;
+        if (may_use(call, &b, query, queries, piece)) {
+            pieces = kna__unit_rows(c, piece) / KNA_PIECE;
+            for (int64_t i = 0; i < pieces; i++) {
+                plan->pieces[plan->piece_count++] = (int32_t)(piece + i);
+            }
+            if (row == 0 && any_sees(p, query, queries, 0, KNA_FIRST_ROWS)) {
+                add_present(plan, call->index, 0, KNA_FIRST_ROWS);
+            }
+        } else {
+            int64_t end = row + KNA_PIECE < p->n ? row + KNA_PIECE : p->n;
+            if (any_sees(p, query, queries, row, end - row)) {
+                add_present(plan, call->index, row, end);
+            }
+        }
+        piece += pieces;
+    }
+    plan->slots = plan->piece_count * KNA_SLOTS;
+}
+
+int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most)
+{
+    int64_t end = i + 1;
+    while (end < plan->piece_count && end - i < most && plan->pieces[end] == plan->pieces[end - 1] + 1) {
+        end++;
+    }
+    return end;
+}
+
+void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t query, knn_stats *stats)
+{
+    const kna__problem *p = call->problem;
+    int64_t lo, hi, full = 0, clustered = plan->piece_count * KNA_PIECE;
+    kna__visible(p, query, &lo, &hi);
+    for (int64_t i = 0; i < plan->range_count; i++) {
+        int64_t from = plan->ranges[i].first > lo ? plan->ranges[i].first : lo;
+        int64_t to = plan->ranges[i].end < hi ? plan->ranges[i].end : hi;
+        full += from < to ? kna__mask_allows(p, 0, query, from, to) : 0;
+    }
+    if (plan->piece_count && plan->pieces[0] == 0) {
+        clustered -= KNA_FIRST_ROWS;
+    }
+    memset(stats, 0, sizeof *stats);
+    stats->keys_seen = (float)(full + clustered);
+    stats->keys_full = (float)full;
+    stats->clusters = (float)plan->slots;
+    stats->error_est = stats->audit_error = -1;
+}

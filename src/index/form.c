@@ -1,0 +1,250 @@
+/*
+ * form.c - rows of a unit into clusters: each row becomes [key in the metric of the queries ; half its value], both scaled to
+ * length 1 in the mean square, k-means divides them, and of each group are kept its means and how far members stray from them.
+ *
+ * The half: a cluster's mean value stands for its members, so they must agree in value too; 1/2 was best of 1/4, 1/2, 1 on real
+ * heads. Task: one unit of one head, alone; all sums in row order.
+ */
+#include "../kernel/half.h"
+#include "clusters.h"
+#include "index.h"
+
+#include <math.h>
+
+#define VALUE_WEIGHT 0.5f
+
+typedef struct form_job {
+    kna_index *index;
+    const kna__kernels *kernels;
+    const kna_rows *k, *v;
+    const kna__unit *units;
+    char *scratch;
+    size_t room_bytes;
+} form_job;
+
+typedef struct form_room {
+    float *k, *v;       /* rows of the unit, (rows, d) and (rows, dv) */
+    float *x;           /* (rows, d + dv) */
+    float *factor;      /* (d, d) */
+    float *mean;        /* d + dv */
+    int32_t *assigned;
+    kna__kmeans_room kmeans;
+} form_room;
+
+static form_room cut_room(const kna_index *index, int64_t unit_rows, char *base, size_t *bytes)
+{
+    kna__cutter cutter = { base, 0 };
+    form_room room;
+    size_t rows = (size_t)unit_rows, clusters = rows / KNA_PIECE * KNA_SLOTS, d = (size_t)index->d, dim = d + (size_t)index->dv;
+    room.k = kna__cut(&cutter, rows * d, sizeof(float));
+    room.v = kna__cut(&cutter, rows * (size_t)index->dv, sizeof(float));
+    room.x = kna__cut(&cutter, rows * dim, sizeof(float));
+    room.factor = kna__cut(&cutter, d * d, sizeof(float));
+    room.mean = kna__cut(&cutter, dim, sizeof(float));
+    room.assigned = kna__cut(&cutter, rows, sizeof(int32_t));
+    room.kmeans.norm = kna__cut(&cutter, rows, sizeof(float));
+    room.kmeans.at = kna__cut(&cutter, rows, sizeof(float));
+    room.kmeans.copy = kna__cut(&cutter, rows, sizeof(float));
+    room.kmeans.ones = kna__cut(&cutter, rows, sizeof(float));
+    room.kmeans.order = kna__cut(&cutter, rows, sizeof(int32_t));
+    room.kmeans.moved = kna__cut(&cutter, rows, sizeof(int32_t));
+    room.kmeans.low = kna__cut(&cutter, dim, sizeof(float));
+    room.kmeans.high = kna__cut(&cutter, dim, sizeof(float));
+    room.kmeans.axis = kna__cut(&cutter, dim, sizeof(float));
+    room.kmeans.centre = kna__cut(&cutter, clusters * dim, sizeof(float));
+    room.kmeans.turned = kna__cut(&cutter, clusters * dim, sizeof(float));
+    room.kmeans.product = kna__cut(&cutter, 64 * clusters, sizeof(float));
+    room.kmeans.size = kna__cut(&cutter, clusters, sizeof(float));
+    *bytes = cutter.used;
+    return room;
+}
+
+/* Columns at .. at + width of x: less their mean, scaled so that a row's square is `level` in the mean. Returns the factor. */
+static float normalise(const form_job *job, float *mean, float *x, int64_t n, int64_t dim, int64_t at, int64_t width, float level)
+{
+    double square = 0;
+    memset(mean, 0, (size_t)width * sizeof *mean);
+    for (int64_t i = 0; i < n; i++) {
+        job->kernels->axpy(mean, 1.0f / (float)n, x + i * dim + at, (size_t)width);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        float *row = x + i * dim + at, sum;
+        kna__span span = { (const char *)row, 0, NULL };
+        job->kernels->axpy(row, -1.0f, mean, (size_t)width);
+        job->kernels->dot[KNA_F32](&sum, 1, row, 0, 1, span, 1, (size_t)width);
+        square += (double)sum;
+    }
+    float factor = square > 0 && isfinite(square) ? level * (float)sqrt((double)n / square) : 0;
+    for (int64_t i = 0; i < n; i++) {
+        job->kernels->scale(x + i * dim + at, factor, (size_t)width);
+    }
+    return factor;
+}
+
+static void to_f16(uint16_t *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = kna__float_to_f16(x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i]);
+    }
+}
+
+/* Mean squared distance of the members' columns at .. at + width from their mean; and that mean of `rows` into f16. */
+typedef struct group {
+    const uint16_t *member;
+    int64_t n, origin; /* members are counted from the unit's first row, arrays start at row `origin` of it */
+} group;
+
+static void mean_row(const form_job *job, float *mean, const group *g, const float *rows, int64_t width)
+{
+    memset(mean, 0, (size_t)width * sizeof *mean);
+    for (int64_t i = 0; i < g->n; i++) {
+        job->kernels->axpy(mean, 1.0f, rows + (g->member[i] - g->origin) * width, (size_t)width);
+    }
+    job->kernels->scale(mean, 1.0f / (float)g->n, (size_t)width);
+}
+
+static double variance(const form_job *job, float *mean, const group *g, const float *x, int64_t dim, int64_t at, int64_t width)
+{
+    double sum = 0;
+    memset(mean, 0, (size_t)width * sizeof *mean);
+    for (int64_t i = 0; i < g->n; i++) {
+        job->kernels->axpy(mean, 1.0f / (float)g->n, x + (g->member[i] - g->origin) * dim + at, (size_t)width);
+    }
+    for (int64_t i = 0; i < g->n; i++) {
+        const float *row = x + (g->member[i] - g->origin) * dim + at;
+        for (int64_t c = 0; c < width; c++) {
+            double off = (double)row[c] - (double)mean[c];
+            sum += off * off;
+        }
+    }
+    return sum / (double)g->n;
+}
+
+/* Members of the clusters, ascending, one cluster after the other. */
+static void list_members(kna_index *index, int64_t head, int64_t unit, int64_t slots, int64_t origin, const int32_t *assigned,
+                         int64_t n)
+{
+    kna__clusters *c = &index->clusters;
+    uint16_t *member = c->member + head * c->capacity * KNA_PIECE + unit;
+    int64_t base = kna__cluster_slot(c, head, unit / KNA_PIECE * KNA_SLOTS);
+    uint16_t *count = c->count + base, *first = c->first + base;
+    memset(count, 0, (size_t)slots * sizeof *count);
+    for (int64_t i = 0; i < n; i++) {
+        count[assigned[i]]++;
+    }
+    for (int64_t s = 0, at = 0; s < slots; s++) {
+        first[s] = (uint16_t)at;
+        at += count[s];
+        count[s] = 0;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        int32_t s = assigned[i];
+        member[first[s] + count[s]++] = (uint16_t)(origin + i);
+    }
+}
+
+/* What is kept of one cluster. `by_key` and `by_value` undo the scaling of x. */
+static void summarise(const form_job *job, form_room *room, int64_t head, int64_t unit, int64_t slot, int64_t origin, double by_key,
+                      double by_value)
+{
+    kna_index *index = job->index;
+    kna__clusters *c = &index->clusters;
+    int64_t at = kna__cluster_slot(c, head, slot), dim = index->d + index->dv;
+    group g = { c->member + head * c->capacity * KNA_PIECE + unit + c->first[at], c->count[at], origin };
+    c->always[at] = 0;
+    c->spread[at] = c->deviation[at] = c->norm[at] = 0;
+    memset(c->key + at * index->d, 0, (size_t)index->d * sizeof(uint16_t));
+    memset(c->value + at * index->dv, 0, (size_t)index->dv * sizeof(uint16_t));
+    if (!g.n) {
+        return;
+    }
+    c->spread[at] = (float)(variance(job, room->mean, &g, room->x, dim, 0, index->d) * by_key);
+    c->deviation[at] = (float)sqrt(variance(job, room->mean, &g, room->x, dim, index->d, index->dv) * by_value);
+    mean_row(job, room->mean, &g, room->v, index->dv);
+    to_f16(c->value + at * index->dv, room->mean, index->dv);
+    mean_row(job, room->mean, &g, room->k, index->d);
+    to_f16(c->key + at * index->d, room->mean, index->d);
+    kna__span row = { (const char *)room->mean, 0, NULL };
+    job->kernels->dot[KNA_F32](&c->norm[at], 1, room->mean, 0, 1, row, 1, (size_t)index->d);
+    c->norm[at] = sqrtf(c->norm[at]);
+}
+
+static void form_task(void *argument, int64_t task, int worker)
+{
+    const form_job *job = argument;
+    kna_index *index = job->index;
+    int64_t head = task % index->heads, d = index->d, dv = index->dv, dim = d + dv;
+    const kna__unit *u = &job->units[task / index->heads];
+    int64_t rows = u->merged ? KNA_SEGMENT : KNA_PIECE, unit = u->piece * KNA_PIECE, slots = rows / KNA_PIECE * KNA_SLOTS;
+    int64_t origin = unit == 0 ? KNA_FIRST_ROWS : 0, n = rows - origin;
+    size_t bytes;
+    form_room room = cut_room(index, KNA_SEGMENT, job->scratch + (size_t)worker * job->room_bytes, &bytes);
+    double trace;
+
+    job->kernels->widen[job->k->type](room.k, (size_t)d, kna__row_span(job->k, head, unit + origin), (size_t)n, (size_t)d);
+    job->kernels->widen[job->v->type](room.v, (size_t)dv, kna__row_span(job->v, head, unit + origin), (size_t)n, (size_t)dv);
+    kna__metric_factor(index, head, room.factor, &trace);
+    job->kernels->gemm(room.x, (size_t)dim, room.k, (size_t)d, room.factor, (size_t)d, (size_t)n, (size_t)d, (size_t)d, false);
+    job->kernels->widen[KNA_F32](room.x + d, (size_t)dim, (kna__span){ (const char *)room.v, (size_t)dv * sizeof(float), NULL },
+                                 (size_t)n, (size_t)dv);
+    float key_factor = normalise(job, room.mean, room.x, n, dim, 0, d, 1);
+    float value_factor = normalise(job, room.mean, room.x, n, dim, d, dv, VALUE_WEIGHT);
+    kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_SLOTS, &room.kmeans);
+
+    list_members(index, head, unit, slots, origin, room.assigned, n);
+    double by_key = key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0;
+    double by_value = value_factor > 0 ? 1 / ((double)value_factor * (double)value_factor) : 0;
+    for (int64_t s = 0; s < slots; s++) {
+        summarise(job, &room, head, unit, unit / KNA_PIECE * KNA_SLOTS + s, origin, by_key, by_value);
+    }
+}
+
+/* Members are read and added up as when the cluster was formed. */
+static bool mean_is_stale(const kna__kernels *kernels, const uint16_t *mean, const kna_rows *rows, int64_t head, const int32_t *ids,
+                          int64_t n)
+{
+    float sum[KNA_MAX_DIM] = { 0 }, x[KNA_MAX_DIM];
+    uint16_t now[KNA_MAX_DIM];
+    for (int64_t i = 0; i < n; i++) {
+        kernels->widen[rows->type](x, (size_t)rows->dim, kna__row_span(rows, head, ids[i]), 1, (size_t)rows->dim);
+        kernels->axpy(sum, 1.0f, x, (size_t)rows->dim);
+    }
+    kernels->scale(sum, 1.0f / (float)n, (size_t)rows->dim);
+    to_f16(now, sum, rows->dim);
+    return memcmp(now, mean, (size_t)rows->dim * sizeof *now) != 0;
+}
+
+bool kna__cluster_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *k, const kna_rows *v, int64_t head,
+                           int64_t slot)
+{
+    const kna__clusters *c = &index->clusters;
+    int32_t ids[KNA_SEGMENT];
+    if (slot / KNA_SLOTS >= c->capacity || c->state[slot / KNA_SLOTS] == KNA_PIECE_OPEN) {
+        return false;
+    }
+    int64_t at = kna__cluster_slot(c, head, slot), n = kna__cluster_rows(c, head, slot, ids);
+    return n > 0 && !c->always[at] && (mean_is_stale(kernels, c->key + at * index->d, k, head, ids, n) ||
+                                       mean_is_stale(kernels, c->value + at * index->dv, v, head, ids, n));
+}
+
+int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,
+                       int64_t count)
+{
+    form_job job = { index, context->kernels, k, v, units, NULL, 0 };
+    int threads = (int64_t)context->threads < count * index->heads ? context->threads : (int)(count * index->heads);
+    if (!count) {
+        return KNA_OK;
+    }
+    cut_room(index, KNA_SEGMENT, NULL, &job.room_bytes);
+    job.scratch = kna__scratch(context, kna__size_product(job.room_bytes, (size_t)threads));
+    if (!job.scratch) {
+        return KNA_FAIL(context, KNA_ENOMEM, "out of memory for %zu bytes of scratch per thread", job.room_bytes);
+    }
+    kna__parallel_for(threads, count * index->heads, form_task, &job);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t pieces = units[i].merged ? KNA_SEGMENT_PIECES : 1;
+        memset(index->clusters.state + units[i].piece, units[i].merged ? KNA_PIECE_MERGED : KNA_PIECE_ALONE, (size_t)pieces);
+        memset(index->clusters.touched + units[i].piece, 0, (size_t)pieces);
+    }
+    return KNA_OK;
+}
