@@ -83,6 +83,10 @@ double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head
  * options ask for, more where the estimated error demands it, and all that must be read.
  */
 void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square, int64_t rows);
+/* Per cluster: how far its members' values and logits stray, the factor that makes a share a score. */
+void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square);
+/* Keys that so many clusters hold at most. */
+int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
 /* How many of these clusters are not what the cache holds, by one row's logits of their members, cluster after cluster. */
 int32_t kna__knn_stale(const knn_call *call, const knn_plan *plan, int64_t kv_head, const int32_t *chosen, int64_t count,
                        const float *q, float q_norm, const float *logits);

@@ -12,6 +12,7 @@
 
 enum {
     TILE_MOST = 192, TILE_LEAST = 24,
+    OWN_SHARE = 2, /* beside what its tile shares, a row reads k / 2 keys of its own */
     MASSES_BYTES = 1 << 20 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
@@ -20,6 +21,7 @@ typedef struct prefill_job {
     int64_t tile;  /* query rows per task: whole queries */
     int64_t tiles; /* per KV head */
     int64_t slots; /* most clusters of any plan */
+    int64_t own;   /* clusters a row reads beside the shared ones */
     char *rooms;
     size_t room_bytes;
 } prefill_job;
@@ -33,6 +35,11 @@ typedef struct prefill_room {
     double *tail;       /* rows: masses left after the choice */
     float *max;         /* rows: what they are relative to */
     int32_t *ids;
+    float *stray;       /* slots: how far members stray, see kna__knn_stray() */
+    int32_t *own;       /* (rows, OWN) clusters a row reads beside the shared ones */
+    int64_t owned;      /* of each row */
+    float *own_logits;  /* keys of a row's own clusters */
+    int32_t *own_ids;
 } prefill_room;
 
 static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
@@ -48,6 +55,10 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     room.half_square = kna__cut(&cutter, rows, sizeof(float));
     room.tail = kna__cut(&cutter, rows, sizeof(double));
     room.max = kna__cut(&cutter, rows, sizeof(float));
+    room.stray = kna__cut(&cutter, (size_t)job->slots, sizeof(float));
+    room.own = kna__cut(&cutter, rows * (size_t)job->own, sizeof(int32_t));
+    room.own_logits = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(float));
+    room.own_ids = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(int32_t));
     room.ids = kna__cut(&cutter, KNA_TILE_KEYS + KNA_SEGMENT, sizeof(int32_t));
     *bytes = cutter.used;
     return room;
@@ -61,6 +72,56 @@ static void read_ranges(prefill_room *room)
             kna__tile_keys(&room->tile, first, left < KNA_TILE_KEYS ? left : KNA_TILE_KEYS);
         }
     }
+}
+
+/*
+ * What a row needs and its neighbours do not: a head that copies attends somewhere else at every token. The clusters with the
+ * largest scores of its own are taken out of its masses.
+ */
+static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
+{
+    const kna__kernels *kernels = room->tile.problem->kernels;
+    const int64_t slots = room->plan.slots;
+    float *z = room->z + r * slots, *score = room->choice.score;
+    int32_t *own = room->own + r * job->own;
+    double taken = 0;
+    for (int64_t i = 0; i < slots; i++) {
+        score[i] = z[i] * room->stray[i];
+    }
+    kna__topk(kernels, own, score, (size_t)slots, (size_t)room->owned, room->choice.scratch_ids, room->choice.scratch);
+    for (int64_t i = 0; i < room->owned; i++) {
+        taken += (double)z[own[i]];
+        z[own[i]] = 0;
+    }
+    double left = fmax(0, room->tail[r] - taken);
+    room->tile.state[r].sum += left - room->tail[r];
+    room->tail[r] = left;
+}
+
+/* The keys of a row's own clusters. Returns how many. */
+static int64_t read_own(const prefill_job *job, prefill_room *room, int64_t r)
+{
+    const kna__problem *p = room->tile.problem;
+    const kna__clusters *c = &job->call->index->clusters;
+    kna__tile *tile = &room->tile;
+    int64_t count = 0;
+    for (int64_t i = 0; i < room->owned; i++) {
+        int64_t slot = kna__knn_slot(&room->plan, room->own[r * job->own + i]);
+        count += kna__cluster_rows(c, tile->kv_head, slot, room->own_ids + count);
+    }
+    p->kernels->dot_at[p->k.type](room->own_logits, tile->q + r * p->d, kna__span_at(&p->k, tile->kv_head, 0), room->own_ids,
+                                  (size_t)count, (size_t)p->d);
+    if (p->options.softcap > 0) {
+        p->kernels->softcap(room->own_logits, p->options.softcap, (size_t)count);
+    }
+    float max = p->kernels->max(room->own_logits, (size_t)count);
+    if (max > -INFINITY) {
+        kna__tile_raise(tile, r, max);
+        tile->state[r].sum += (double)p->kernels->exp_sum(room->own_logits, tile->state[r].max, (size_t)count);
+        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, room->own_logits, kna__span_at(&p->v, tile->kv_head, 0), room->own_ids,
+                                      (size_t)count, (size_t)p->dv);
+    }
+    return count;
 }
 
 /* Pieces whose clusters fill the panel once. */
@@ -175,7 +236,8 @@ static float measure_rows(prefill_room *room)
     return mean;
 }
 
-static void report_rows(const knn_call *call, const prefill_room *room, int64_t keys)
+/* keys: of chosen clusters, in the mean over the rows. */
+static void report_rows(const knn_call *call, const prefill_room *room, float keys)
 {
     const kna__problem *p = call->problem;
     const kna__tile *tile = &room->tile;
@@ -185,7 +247,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
         double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)tile->state[r].max, 700)) : 0;
         double total = tile->state[r].sum + sink;
         kna__knn_count(call, &room->plan, query, stats);
-        stats->keys_full += (float)keys;
+        stats->keys_full += keys;
         if (room->plan.slots && total > 0) {
             stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
         }
@@ -200,7 +262,7 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     const kna__problem *p = call->problem;
     size_t bytes;
     prefill_room room = cut_room(job, job->rooms + (size_t)worker * job->room_bytes, &bytes);
-    int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0;
+    int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0, keys_own = 0;
     int64_t rows = all - row < job->tile ? all - row : job->tile, query = call->query + row / p->g;
     kna__knn_plan(call, &room.plan, query, rows / p->g);
     kna__tile_begin(&room.tile, kv_head, query * p->g, rows);
@@ -215,10 +277,18 @@ static void prefill_tile(void *argument, int64_t task, int worker)
         }
         kna__knn_choose(call, &room.plan, kv_head, &room.choice, mean_square, rows);
         leave_chosen(&room);
+        room.owned = job->own < room.plan.slots - room.choice.count ? job->own : room.plan.slots - room.choice.count;
+        kna__knn_stray(call, &room.plan, kv_head, room.stray, mean_square);
+        for (int64_t r = 0; r < rows && room.owned > 0; r++) {
+            choose_own(job, &room, r);
+        }
         mix_means(call, &room);
         keys = read_chosen(call, &room);
+        for (int64_t r = 0; r < rows && room.owned > 0; r++) {
+            keys_own += read_own(job, &room, r);
+        }
     }
-    report_rows(call, &room, keys);
+    report_rows(call, &room, (float)keys + (float)keys_own / (float)rows);
     kna__tile_end(&room.tile);
 }
 
@@ -238,6 +308,7 @@ int kna__attend_knn_prefill(knn_call *call)
     const kna__problem *p = call->problem;
     prefill_job job = { .call = call, .slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS };
     job.tile = choose_tile(&job);
+    job.own = (p->options.k_near / OWN_SHARE + KNA_SLOTS - 1) / KNA_SLOTS;
     job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));

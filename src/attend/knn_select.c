@@ -66,6 +66,24 @@ double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head
     return sum;
 }
 
+void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square)
+{
+    const kna__clusters *c = &call->index->clusters;
+    for (int64_t i = 0, end; i < plan->piece_count; i = end) {
+        end = kna__knn_run(plan, i, plan->piece_count);
+        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
+        for (int64_t x = 0; x < n; x++) {
+            stray[i * KNA_SLOTS + x] = c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+        }
+    }
+}
+
+int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)
+{
+    int64_t most = clusters * KNA_SEGMENT;
+    return most < call->problem->n ? most : call->problem->n;
+}
+
 /* Score of every cluster of the plan; infinite where it must be read. Returns how many those are. */
 static int64_t score_clusters(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square)
 {
