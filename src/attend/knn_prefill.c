@@ -12,7 +12,7 @@
 
 enum {
     TILE_MOST = 192, TILE_LEAST = 24,
-    OWN_SHARE = 2, /* beside what its tile shares, a row reads k / 2 keys of its own */
+    OWN_SHARE = 1, /* beside what its tile shares, a row reads k keys of its own */
     MASSES_BYTES = 1 << 20 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
