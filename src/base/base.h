@@ -50,6 +50,16 @@ int kna__fail(char message[KNA_MESSAGE_BYTES], int status, const char *format, .
  */
 typedef void (*kna__task)(void *argument, int64_t index, int worker);
 void kna__parallel_for(int threads, int64_t count, kna__task task, void *argument);
+
+/*
+ * Steps that build on each other, with the threads woken once: how many tasks a step has is asked when the step before it is
+ * done, by one thread.
+ */
+typedef struct kna__step {
+    kna__task task;
+    int64_t (*tasks)(void *argument);
+} kna__step;
+void kna__parallel_steps(int threads, const kna__step *steps, int count, void *argument);
 int kna__processors(void);
 
 /* clock.c - monotonic seconds. */

@@ -35,6 +35,31 @@ void kna__parallel_for(int threads, int64_t count, kna__task task, void *argumen
     }
 }
 
+void kna__parallel_steps(int threads, const kna__step *steps, int count, void *argument)
+{
+    if (threads <= 1) {
+        for (int step = 0; step < count; step++) {
+            for (int64_t i = 0, tasks = steps[step].tasks(argument); i < tasks; i++) {
+                steps[step].task(argument, i, 0);
+            }
+        }
+        return;
+    }
+    int64_t tasks = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        int worker = omp_get_thread_num();
+        for (int step = 0; step < count; step++) {
+#pragma omp single
+            tasks = steps[step].tasks(argument);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < tasks; i++) {
+                steps[step].task(argument, i, worker);
+            }
+        }
+    }
+}
+
 #else
 
 int kna__processors(void)
@@ -47,6 +72,16 @@ void kna__parallel_for(int threads, int64_t count, kna__task task, void *argumen
     (void)threads;
     for (int64_t i = 0; i < count; i++) {
         task(argument, i, 0);
+    }
+}
+
+void kna__parallel_steps(int threads, const kna__step *steps, int count, void *argument)
+{
+    (void)threads;
+    for (int step = 0; step < count; step++) {
+        for (int64_t i = 0, tasks = steps[step].tasks(argument); i < tasks; i++) {
+            steps[step].task(argument, i, 0);
+        }
     }
 }
 
