@@ -138,8 +138,14 @@ void knnattn_index_loaded(const void *start, size_t bytes, const void *room, siz
     if (rows >= engine->settings.exact_below) {
         struct knnattn_done done = { .slot = engine->settings.slot, .layer = record->layer };
         double start_s = seconds();
-        /* Without memory the rows stay dirty; the next call meets the same shortage and says so. */
-        (void)refresh(engine, record, rows, &done);
+        kna_rows k = keys_of(&record->place);
+        kna_rows v = values_of(&record->place);
+        /* Without memory it is left to the next call, which meets the same shortage and says so. */
+        int status = refresh(engine, record, rows, &done);
+        if (status == KNA_OK) {
+            status = kna_index_form(engine->kna, record->index, &k, &v, rows);
+        }
+        (void)status;
         done.index_s = seconds() - start_s;
         done.index_bytes = records->bytes;
         knnattn_totals_add(&done);

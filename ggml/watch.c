@@ -13,6 +13,7 @@
 
 #include <ggml-backend-impl.h>
 #include <pthread.h>
+#include <string.h>
 
 static struct ggml_backend_buffer_i plain; /* of ggml's CPU buffers; all NULL when none could be made */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -33,8 +34,12 @@ static void watched_memset(ggml_backend_buffer_t buffer, struct ggml_tensor *ten
     plain.memset_tensor(buffer, tensor, value, offset, size);
 }
 
+/* A program that goes back to a state it had loaded before writes what is there: the index stays as good as it was. */
 static void watched_set(ggml_backend_buffer_t buffer, struct ggml_tensor *tensor, const void *data, size_t offset, size_t size)
 {
+    if (memcmp((const char *)tensor->data + offset, data, size) == 0) {
+        return;
+    }
     knnattn_touch((const char *)tensor->data + offset, size);
     plain.set_tensor(buffer, tensor, data, offset, size);
     knnattn_index_loaded((const char *)tensor->data + offset, size, ggml_backend_buffer_get_base(buffer), buffer->size);

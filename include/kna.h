@@ -241,7 +241,7 @@ typedef struct kna_index kna_index;
 typedef enum kna_method {
     KNA_EXACT = 0,  /* every key */
     KNA_TOPK = 1,   /* the k keys with the largest logit, found exactly; all others get weight 0 */
-    KNA_KNN = 2     /* sinks + recent window + k nearest in full, all other keys through block means */
+    KNA_KNN = 2     /* sinks, recent keys and the clusters that matter most in full, all other clusters by their means */
 } kna_method;
 #define KNA_METHOD_COUNT 3
 
@@ -271,12 +271,18 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 128. k >= the keys a query sees: exact */
+    int64_t k_near;           /* k; 0: 128 (topk), 256 (knn). topk: k >= the keys a query sees: exact. knn: about k keys of each
+                                 row's own in prefill, and beside them 4 k that a tile of neighbouring queries shares; while
+                                 decoding 2 k that the query heads of a KV head share (k where there is one): in whole clusters */
     int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
     int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
-    float eps;                /* KNA_KNN: double k, per query and head, until the estimated total variation distance between
-                                 the weights used and softmax is at most eps, or the row is exact; 0: k as given */
-    kna_index *index;         /* an index over exactly these keys and values; NULL: one is built for this call */
+    float eps;                /* KNA_KNN: double the clusters read in full until the estimated total variation distance between
+                                 the weights used and softmax, in the mean over the rows that share them, is at most eps or
+                                 none is left; 0: k as given */
+
+    /* What is known. */
+    kna_index *index;         /* an index over exactly these keys and values, made for this method; NULL: one is built for
+                                 this call. knn learns from the queries of a call and forms clusters as needed */
 
     /* What is checked. */
     float audit;              /* share of (query, head) rows also computed exactly, for the report; 0: none, 1: all */
@@ -305,7 +311,7 @@ typedef struct kna_report {
     int64_t audited;          /* rows also computed exactly */
     double audit_mean;        /* of ||out - exact|| / ||exact|| over the audited rows; negative: none audited */
     double audit_p95;
-    int64_t stale_rows;       /* keys read in full whose index entry did not match (the index is out of date) */
+    int64_t stale_rows;       /* keys (topk) or clusters (knn) read in full that the index describes otherwise: it is out of date */
     size_t index_bytes;       /* of the index used */
     size_t scratch_bytes;     /* most scratch held during the call */
 } kna_report;
@@ -324,9 +330,12 @@ typedef struct kna_report {
  * Threads: one call per context and per index at a time.
  * Order:   among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
- *          of queries otherwise. knn, per query head: an int8 scan of n keys (n d bytes per KV head for few queries),
- *          n / 16 mean values, and k + window + sinks rows in full. Scratch is kept in the context and reused.
- * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Tail by block means: doc/flow.md.
+ *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
+ *          knn: n / 16 mean keys, the mean values of the clusters that weigh anything, recent and first rows, rows since the
+ *          last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
+ * Limits:  knn is exact with slopes and with a mask per head. A cluster is used only where the query sees all of its unit's 256
+ *          or 1,024 rows with nothing added to their logits: a query that sees every second row is answered exactly.
+ * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md.
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
                                    const kna_rows *q, const kna_rows *k, const kna_rows *v,
@@ -346,36 +355,52 @@ KNA_API KNA_CHECKED int kna_merge(kna_context *context, float *a, float *a_lse, 
 /* ------------------------------------------------------------------ 5. Index */
 
 /*
- * An index summarises the keys and values of all KV heads of one cache so that kna_attend() with KNA_TOPK or KNA_KNN need
- * not build it again: keys as int8 (one scale per row) in blocks of 16 consecutive rows, and the mean value of each block.
- * It does not own the rows. Rows not marked present take no part. After rows of the cache change, say so with
- * kna_index_update(); kna_index_audit() finds changes nobody announced.
+ * An index summarises the keys and values of all KV heads of one cache so that kna_attend() need not look at all of them. It
+ * serves one method. KNA_TOPK: keys as int8 (one scale per row), in blocks of 16 consecutive rows. KNA_KNN: clusters of about
+ * 16 keys alike in the logits they get and in their values, formed per piece of 256 rows, later per segment of 1,024; of each,
+ * mean key, mean value, members, and how far these stray. It does not own the rows. Rows not marked present take no part. After
+ * rows of the cache change, say so with kna_index_update(); kna_index_audit() finds changes nobody announced. Keys and values
+ * read in full are always read from the cache itself.
  */
 
 /*
  * kna_index_new() - an empty index.
  *
- * In:      h_kv heads, d and dv dimensions.
+ * In:      method KNA_TOPK or KNA_KNN; h_kv heads, d and dv dimensions.
  * Returns: KNA_OK, KNA_EINVAL, KNA_ELIMIT, KNA_ENOMEM.
- * Owner:   the caller; free before the context. Memory grows with the highest row given.
+ * Owner:   the caller; free before the context. Memory grows with the highest row given: per row and KV head d + 4 bytes (topk),
+ *          (d + dv) / 8 + 3 (knn: 7 % of an f16 cache), and 4 d * d per KV head (knn, d <= 256).
  */
 KNA_API KNA_CHECKED int kna_index_new(kna_context *context, kna_index **index, int method, int64_t heads, int64_t d,
-                                        int64_t dv);
+                                      int64_t dv);
 
 /* kna_index_free() - free an index. NULL is fine. */
 KNA_API void kna_index_free(kna_index *index);
 
 /*
- * kna_index_update() - (re)encode rows first .. first + count - 1 from the cache and mark them present.
+ * kna_index_update() - rows first .. first + count - 1 have been written: mark them present and describe them anew.
  *
  * In:      k (h_kv, >= first+count, d), v (h_kv, >= first+count, dv).
  * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before).
- *          Rows holding NaN or infinity are encoded as zero.
+ *          KNA_TOPK: rows holding NaN or infinity are encoded as zero.
  * Threads: parallel over blocks; not during a kna_attend() with this index.
- * Cost:    one pass over the rows given, rounded out to whole blocks of 16 for values.
+ * Cost:    KNA_TOPK: one pass over the keys given. KNA_KNN: next to nothing; clusters with a row written are read in full from then
+ *          on, a piece with many is formed again when it is needed.
  */
 KNA_API KNA_CHECKED int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v,
                                          int64_t first, int64_t count);
+
+/*
+ * kna_index_form() - KNA_KNN: form clusters of all whole pieces among the first `rows` rows now, not when they are needed.
+ *
+ * In:      k, v as for kna_index_update(); rows must have been updated. Before any query was seen nothing is done: clusters are
+ *          formed in the metric of the queries.
+ * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before; queries read open rows in full).
+ * Threads: parallel over pieces and heads; not during a kna_attend() with this index.
+ * Cost:    about 1 us per row and KV head at d = dv = 64.
+ */
+KNA_API KNA_CHECKED int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v,
+                                       int64_t rows);
 
 /* kna_index_remove() - rows first .. first + count - 1 are no longer present. Rows never present are fine. */
 KNA_API KNA_CHECKED int kna_index_remove(kna_context *context, kna_index *index, int64_t first, int64_t count);

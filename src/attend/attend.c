@@ -94,6 +94,9 @@ static int attend_near(const kna__problem *p, kna_report *report)
     if (index) {
         KNA_TRY(check_index(p, index));
     }
+    if (p->options.method == KNA_KNN && !kna__knn_has_clusters(p) && (!index || kna__index_has_all(index, 0, p->n))) {
+        return attend_exact(p, report);
+    }
     if (always + p->options.k_near >= p->n && (!index || kna__index_has_all(index, 0, p->n))) {
         return attend_exact(p, report);
     }

@@ -55,6 +55,12 @@ int64_t kna__knn_recent(const kna__problem *problem, int64_t query);
 /* Whether a query sees all of rows first .. first + count - 1, with nothing added to their logits. */
 bool kna__knn_sees(const kna__problem *problem, int64_t query, int64_t first, int64_t count);
 
+/* ALiBi and masks that differ from head to head make a key's logit depend on more than the key: clusters do not know it. */
+static inline bool kna__knn_has_clusters(const kna__problem *p)
+{
+    return !p->options.slopes && (!p->mask.data || p->mask.heads == 1);
+}
+
 static inline int64_t kna__knn_slot(const knn_plan *plan, int64_t i)
 {
     return (int64_t)plan->pieces[i / KNA_SLOTS] * KNA_SLOTS + i % KNA_SLOTS;

@@ -30,7 +30,7 @@ static bool sees_some(const kna__problem *p, int64_t query, int64_t first, int64
     int64_t lo, hi;
     kna__visible(p, query, &lo, &hi);
     int64_t from = first > lo ? first : lo, to = first + count < hi ? first + count : hi;
-    return from < to && !kna__mask_forbids(p, 0, query, from, to - from);
+    return from < to && (p->mask.heads > 1 || !kna__mask_forbids(p, 0, query, from, to - from));
 }
 
 int64_t kna__knn_recent(const kna__problem *p, int64_t query)
@@ -121,7 +121,7 @@ static border border_of(const kna__problem *p, int64_t query)
 static bool may_use(const knn_call *call, const border *b, int64_t query, int64_t queries, int64_t piece)
 {
     const kna__clusters *c = &call->index->clusters;
-    if (piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN) {
+    if (!kna__knn_has_clusters(call->problem) || piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN) {
         return false;
     }
     int64_t unit = kna__unit_row(c, piece), end = unit + kna__unit_rows(c, piece), first = unit ? unit : KNA_FIRST_ROWS;

@@ -149,6 +149,35 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     return KNA_OK;
 }
 
+int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t rows)
+{
+    kna__unit units[64];
+    int64_t count = 0;
+    context->message[0] = 0;
+    KNA_TRY(check_rows(context, index, k, v));
+    if (rows < 0 || rows > index->rows || rows > k->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %lld rows to form, %lld covered, %lld given", (long long)rows,
+                        (long long)index->rows, (long long)k->rows);
+    }
+    if (index->method != KNA_KNN || !index->moment || kna__metric_is_empty(index)) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__clusters_reserve(context, index, rows));
+    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= rows;) {
+        bool whole = piece % KNA_SEGMENT_PIECES == 0 && (piece + KNA_SEGMENT_PIECES) * KNA_PIECE <= rows;
+        int64_t pieces = whole ? KNA_SEGMENT_PIECES : 1;
+        if (index->clusters.state[piece] == KNA_PIECE_OPEN && kna__index_has_all(index, piece * KNA_PIECE, (piece + pieces) * KNA_PIECE)) {
+            units[count++] = (kna__unit){ piece, whole };
+        }
+        piece += pieces;
+        if (count == 64 || (piece + 1) * KNA_PIECE > rows) {
+            KNA_TRY(kna__clusters_form(context, index, k, v, units, count));
+            count = 0;
+        }
+    }
+    return KNA_OK;
+}
+
 static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, const kna_rows *k, int64_t head, int64_t row)
 {
     int8_t now[KNA_MAX_DIM], then[KNA_MAX_DIM];
