@@ -271,9 +271,9 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 128 (topk), 256 (knn). topk: k >= the keys a query sees: exact. knn: about k keys of each
-                                 row's own in prefill, and beside them 4 k that a tile of neighbouring queries shares; while
-                                 decoding 2 k that the query heads of a KV head share (k where there is one): in whole clusters */
+    int64_t k_near;           /* k; 0: 256. topk: k >= the keys a query sees: exact. knn: about k keys of each row's own in
+                                 prefill, and beside them 4 k that a tile of neighbouring queries shares; while decoding 2 k that
+                                 the query heads of a KV head share (k where there is one): in whole clusters */
     int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
     int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
     float eps;                /* KNA_KNN: double the clusters read in full until the estimated total variation distance between
