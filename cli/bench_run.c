@@ -20,8 +20,8 @@ typedef struct bench {
     kna_context *context;
     const bench_plan *plan;
     bench_layer *layers;
-    kna_index **indexes;      /* per layer, if kept */
-    double index_build_s;     /* median over the layers, if kept */
+    kna_index **indexes[BENCH_CONTENDERS];     /* of topk and knn: per layer, if kept */
+    double index_build_s[BENCH_CONTENDERS];    /* median over the layers, if kept */
     float *k_plain, *v_plain; /* of layer 0 as float32, for naive */
     int64_t naive_step;
     float *out, *exact_out; /* of layer 0 */
@@ -53,26 +53,35 @@ double bench_kv_bytes(const bench_plan *plan)
 
 /* ------------------------------------------------------------------ set up */
 
-static int make_index(bench *b, int64_t layer, double *time_s)
+static int call_library(const bench *b, int who, int64_t layer, float *out, kna_report *report);
+
+/* An index of all rows, as it is in the middle of a text: knn's has met queries, which is what forms its clusters. */
+static int make_index(bench *b, int who, int64_t layer, double *time_s)
 {
     const bench_shape *s = &b->plan->shape;
+    const bench_layer *l = &b->layers[layer];
+    kna_index **index = &b->indexes[who][layer];
+    kna_report report = { 0 };
     const double start_s = cli_now_s();
-    int status = kna_index_new(b->context, &b->indexes[layer], KNA_KNN, s->h_kv, s->d, s->d);
-    if (status == KNA_OK)
-        status = kna_index_update(b->context, b->indexes[layer], &b->layers[layer].k.rows, &b->layers[layer].v.rows, 0, s->n);
+    int status = kna_index_new(b->context, index, who == BENCH_TOPK ? KNA_TOPK : KNA_KNN, s->h_kv, s->d, s->d);
+    if (status == KNA_OK) status = kna_index_update(b->context, *index, &l->k.rows, &l->v.rows, 0, s->n);
     *time_s = cli_now_s() - start_s;
-    return status == KNA_OK ? CLI_OK : cli_status(b->context, status);
+    if (status != KNA_OK) return cli_status(b->context, status);
+    report.size = sizeof report;
+    const int code = call_library(b, who, layer, b->out, &report);
+    *time_s += report.build_s;
+    return code;
 }
 
-static int make_indexes(bench *b)
+static int make_indexes(bench *b, int who)
 {
     const size_t layers = (size_t)b->plan->layers;
     int code = CLI_OK;
     double *times = calloc(layers, sizeof *times);
-    b->indexes = calloc(layers, sizeof *b->indexes);
-    if (!times || !b->indexes) code = cli_fail("out of memory");
-    for (size_t i = 0; i < layers && code == CLI_OK; i++) code = make_index(b, (int64_t)i, &times[i]);
-    if (code == CLI_OK) b->index_build_s = cli_median(times, (int)layers);
+    b->indexes[who] = calloc(layers, sizeof *b->indexes[who]);
+    if (!times || !b->indexes[who]) code = cli_fail("out of memory");
+    for (size_t i = 0; i < layers && code == CLI_OK; i++) code = make_index(b, who, (int64_t)i, &times[i]);
+    if (code == CLI_OK) b->index_build_s[who] = cli_median(times, (int)layers);
     free(times);
     return code;
 }
@@ -116,17 +125,20 @@ static int set_up(bench *b)
     int code = make_buffers(b);
     for (int64_t i = 0; i < plan->layers && code == CLI_OK; i++)
         code = bench_layer_new(b->context, &b->layers[i], &plan->shape, plan->method.seed, i);
-    if (code == CLI_OK && plan->keeps_index && (plan->enabled[BENCH_TOPK] || plan->enabled[BENCH_KNN])) code = make_indexes(b);
+    for (int who = BENCH_TOPK; who <= BENCH_KNN && plan->keeps_index && code == CLI_OK; who++)
+        if (plan->enabled[who]) code = make_indexes(b, who);
     if (code == CLI_OK && plan->enabled[BENCH_NAIVE]) code = make_naive(b);
     return code;
 }
 
 static void tear_down(bench *b)
 {
-    for (int64_t i = 0; b->indexes && i < b->plan->layers; i++) kna_index_free(b->indexes[i]);
+    for (int who = 0; who < BENCH_CONTENDERS; who++) {
+        for (int64_t i = 0; b->indexes[who] && i < b->plan->layers; i++) kna_index_free(b->indexes[who][i]);
+        free(b->indexes[who]);
+    }
     for (int64_t i = 0; b->layers && i < b->plan->layers; i++) bench_layer_free(&b->layers[i]);
     for (int i = 0; i < BENCH_CONTENDERS; i++) free(b->times[i]);
-    free(b->indexes);
     free(b->layers);
     free(b->k_plain);
     free(b->v_plain);
@@ -155,10 +167,10 @@ static int call_naive(const bench *b, float *out)
     return naive_attend(&call);
 }
 
-static int append_last(const bench *b, int64_t layer)
+static int append_last(const bench *b, int who, int64_t layer)
 {
     const bench_layer *l = &b->layers[layer];
-    return kna_index_update(b->context, b->indexes[layer], &l->k.rows, &l->v.rows, b->plan->shape.n - 1, 1);
+    return kna_index_update(b->context, b->indexes[who][layer], &l->k.rows, &l->v.rows, b->plan->shape.n - 1, 1);
 }
 
 static int call_library(const bench *b, int who, int64_t layer, float *out, kna_report *report)
@@ -171,9 +183,9 @@ static int call_library(const bench *b, int who, int64_t layer, float *out, kna_
     options.method = who == BENCH_EXACT ? KNA_EXACT : who == BENCH_TOPK ? KNA_TOPK : KNA_KNN;
     options.causal = b->plan->causal;
     options.unchecked = 1; /* as in a model, which does not look for NaN either */
-    if (b->indexes && who != BENCH_EXACT) {
-        options.index = b->indexes[layer];
-        status = append_last(b, layer);
+    if (b->indexes[who]) {
+        options.index = b->indexes[who][layer];
+        status = append_last(b, who, layer);
     }
     if (status == KNA_OK) status = kna_attend(b->context, &rows, NULL, report, &l->q_rows, &l->k.rows, &l->v.rows, &options);
     return status == KNA_OK ? CLI_OK : cli_status(b->context, status);
@@ -250,7 +262,7 @@ static int look_at(const bench *b, int who, bench_result *r)
     r->error = (double)NAN;
     if (plan->enabled[BENCH_EXACT])
         r->error = is_naive ? mean_distance(b, b->naive_step / 2, b->naive_step) : mean_distance(b, 0, 1);
-    r->build_s = b->indexes ? b->index_build_s : r->report.build_s;
+    r->build_s = b->indexes[who] ? b->index_build_s[who] : r->report.build_s;
     if (who < BENCH_TOPK) r->build_s = (double)NAN;
     r->median_s = cli_median(b->times[who], (int)plan->rounds); /* sorts */
     r->low_s = b->times[who][0];
