@@ -89,6 +89,9 @@ double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head
  * options ask for, more where the estimated error demands it, and all that must be read.
  */
 void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square, int64_t rows);
+/* Clusters that a row of a tile reads beside those the tile shares; all that one of `rows` rows reads, errors not looked at. */
+int64_t kna__knn_own(const knn_call *call);
+int64_t kna__knn_budget(const knn_call *call, int64_t rows);
 /* Per cluster: how far its members' values and logits stray, the factor that makes a share a score. */
 void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square);
 /* Keys that so many clusters hold at most. */

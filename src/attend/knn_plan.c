@@ -128,7 +128,7 @@ static bool may_use(const knn_call *call, const border *b, int64_t query, int64_
     return end <= b->recent && (end <= b->sinks_first || unit >= b->sinks_end) && all_see(call->problem, query, queries, first, end - first);
 }
 
-void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries)
+static void make_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries, bool use_clusters)
 {
     const kna__problem *p = call->problem;
     const kna__clusters *c = &call->index->clusters;
@@ -136,7 +136,7 @@ void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t 
     plan->piece_count = plan->range_count = 0;
     for (int64_t piece = 0; piece * KNA_PIECE < p->n;) {
         int64_t row = piece * KNA_PIECE, pieces = 1;
-        if (may_use(call, &b, query, queries, piece)) {
+        if (use_clusters && may_use(call, &b, query, queries, piece)) {
             pieces = kna__unit_rows(c, piece) / KNA_PIECE;
             for (int64_t i = 0; i < pieces; i++) {
                 plan->pieces[plan->piece_count++] = (int32_t)(piece + i);
@@ -153,6 +153,15 @@ void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t 
         piece += pieces;
     }
     plan->slots = plan->piece_count * KNA_SLOTS;
+}
+
+/* Where half of the clusters would be read in full, reading all rows in order costs less and errs not at all. */
+void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries)
+{
+    make_plan(call, plan, query, queries, true);
+    if (plan->slots && plan->slots < 2 * kna__knn_budget(call, queries * call->problem->g)) {
+        make_plan(call, plan, query, queries, false);
+    }
 }
 
 int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most)

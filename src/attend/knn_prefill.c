@@ -12,7 +12,6 @@
 
 enum {
     TILE_MOST = 192, TILE_LEAST = 24,
-    OWN_SHARE = 1, /* beside what its tile shares, a row reads k keys of its own */
     MASSES_BYTES = 1 << 20 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
@@ -308,7 +307,7 @@ int kna__attend_knn_prefill(knn_call *call)
     const kna__problem *p = call->problem;
     prefill_job job = { .call = call, .slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS };
     job.tile = choose_tile(&job);
-    job.own = (p->options.k_near / OWN_SHARE + KNA_SLOTS - 1) / KNA_SLOTS;
+    job.own = kna__knn_own(call);
     job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));

@@ -12,7 +12,7 @@
 /* Even a cluster of equal logits errs a little: its mean is rounded, and the variance is one number for all directions. */
 #define LEAST_SPREAD 0.1f
 
-/* Clusters read per row that alone makes the choice hold k keys; rows that share one need more together. */
+/* A row that chooses alone reads k keys; rows that choose together read more. */
 enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4 };
 
 /* Of |q| |mean key|: f16 rounds each number of the mean by at most 2^-11 of it, f32 sums by less. */
@@ -140,11 +140,26 @@ static float error_left(const knn_call *call, const knn_plan *plan, int64_t kv_h
     return (float)(sum / (double)rows);
 }
 
+static int64_t shared_clusters(const knn_call *call, int64_t rows)
+{
+    int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
+    return (call->problem->options.k_near * shared + KNA_SLOTS - 1) / KNA_SLOTS;
+}
+
+int64_t kna__knn_own(const knn_call *call)
+{
+    return (call->problem->options.k_near + KNA_SLOTS - 1) / KNA_SLOTS;
+}
+
+int64_t kna__knn_budget(const knn_call *call, int64_t rows)
+{
+    return shared_clusters(call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(call));
+}
+
 void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square, int64_t rows)
 {
     const kna_attend_options *o = &call->problem->options;
-    int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
-    int64_t want = (o->k_near * shared + KNA_SLOTS - 1) / KNA_SLOTS;
+    int64_t want = shared_clusters(call, rows);
     choice->error = -1;
     want += score_clusters(call, plan, kv_head, choice, mean_square);
     take(call, plan, choice, want);
