@@ -246,7 +246,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
         knn_stats *stats = &call->stats[query * p->h + head];
         double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)tile->state[r].max, 700)) : 0;
         double total = tile->state[r].sum + sink;
-        kna__knn_count(call, &room->plan, query, stats);
+        kna__knn_count(call, &room->plan, head, query, stats);
         stats->keys_full += keys;
         if (room->plan.slots && total > 0) {
             stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
