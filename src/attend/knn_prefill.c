@@ -317,6 +317,7 @@ int kna__attend_knn_prefill(knn_call *call)
     prefill_job job = { .call = call, .slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS };
     job.tile = choose_tile(&job);
     job.own = (p->options.k_near / OWN_SHARE + KNA_SLOTS - 1) / KNA_SLOTS;
+    job.own = job.own < job.slots ? job.own : job.slots;
     job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));
