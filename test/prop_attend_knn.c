@@ -27,8 +27,6 @@ static void coarse_mask(random_case *c)
 {
     int64_t n = c->shape.n, heads = test_below(3) ? 1 : c->shape.h;
     case_mask(c, test_below(2) ? KNA_F32 : KNA_F16, heads, 0, false, false);
-    kna_rows view = { c->options.mask.data, c->options.mask.type, heads, c->shape.m, n, c->options.mask.head_stride_bytes,
-                      c->options.mask.row_stride_bytes, NULL };
     int64_t hole = (int64_t)test_below((size_t)n), bias = (int64_t)test_below((size_t)n);
     int64_t hole_rows = (int64_t)test_below(600), bias_rows = (int64_t)test_below(60);
     for (int64_t head = 0; head < heads; head++) {
@@ -36,7 +34,7 @@ static void coarse_mask(random_case *c)
             int64_t shift = test_below(3) ? 0 : (int64_t)test_below(300);
             for (int64_t j = 0; j < n; j++) {
                 bool forbidden = j + shift >= hole && j + shift < hole + hole_rows;
-                case_put(&view, head, query, j, forbidden ? -INFINITY : j >= bias && j < bias + bias_rows ? 0.5f : 0);
+                case_put_mask(c, head, query, j, forbidden ? -INFINITY : j >= bias && j < bias + bias_rows ? 0.5f : 0);
             }
         }
     }
