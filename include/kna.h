@@ -333,8 +333,8 @@ typedef struct kna_report {
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
  *          knn: n / 16 mean keys, the mean values of the clusters that weigh anything, recent and first rows, rows since the
  *          last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
- * Limits:  knn is exact with slopes and with a mask per head. A cluster is used only where the query sees all of its unit's 256
- *          or 1,024 rows with nothing added to their logits: a query that sees every second row is answered exactly.
+ * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
+ *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md.
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,

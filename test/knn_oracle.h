@@ -1,53 +1,57 @@
 /*
- * knn_oracle.h - what KNA_KNN is defined to give, in double precision: kna.h in words, with the int8 scan recomputed.
+ * knn_oracle.h - what KNA_KNN is to give by the clusters an index has formed, in double precision: the words of knn.h again,
+ * with one way to do each thing.
  *
- * The keys a query sees are split: keys of blocks of 16 rows seen in part, the first `near_sinks`, the last `near_window` and the
- * k largest approximate logits of the rest are listed: weight exp(logit). Every other key has the weight exp(mean approximate
- * logit of its block's unlisted keys), and the block's values count through their mean, kept in f16. An approximate logit is
- * that of the int8 query and the int8 key. Where k reaches all that is left, the row is exact.
+ * Rows that share a choice (one query of a KV head while decoding, all queries of a tile in prefill) use a unit's clusters where
+ * every one of them sees all of its rows with nothing added to their logits, and where no row of it is a first key or a recent
+ * one. All else they see is read in full, and so are the clusters with the largest scores. Every other cluster counts by its
+ * mean value, with mass count * exp(mean logit) * (1 + |q|^2 spread / 2).
  */
 #ifndef KNN_ORACLE_H
 #define KNN_ORACLE_H
 
 #include "random_case.h"
 
-typedef struct knn_oracle {
-    const oracle *o;
-    int8_t *q, *k; /* (h,m,d) scaled queries, (h_kv,n,d) */
-    float *q_scale, *k_scale;
-    double *means;  /* (h_kv, blocks, dv) mean value of a whole block as f16 holds it */
-    double *doubts; /* (h_kv, blocks) how far the f16 may be off, since the rounding of the sum before it is free */
-    int64_t blocks, near_sinks, near_window, k_near;
-    /* room for one row */
-    double *approx, *exact; /* (n) logits; -INFINITY: not seen */
-    bool *listed;           /* (n) */
-} knn_oracle;
+#include "../src/index/index.h"
+
+/* Partition, counts, means, norms and deviations of all clusters formed are those of the rows; false after a message. */
+bool knn_index_holds(const kna_index *index, const kna_rows *k, const kna_rows *v);
+int64_t knn_formed_pieces(const kna_index *index);
 
 typedef struct knn_row {
-    int64_t seen, full; /* keys */
-    bool exact;
+    int64_t seen, full, clusters; /* keys, keys read in full, slots of the plan */
     bool doubtful;    /* a choice hangs on less than f32 can tell: anything may be right */
-    double tail_mass; /* share of the softmax */
-    double error;     /* total variation distance between the weights used and softmax, by approximate logits; 0 if exact */
-    double lse;
-    double bound;      /* of the output, beside the case's tolerance: how much larger the weights are than their sum */
-    double mean_doubt; /* of the output, from the doubts in block means */
+    double tail_mass, error, lse;
 } knn_row;
-
-knn_oracle *knn_oracle_new(const oracle *o, const random_case *c, kna_context *context);
-void knn_oracle_free(knn_oracle *x);
-knn_row knn_oracle_row(knn_oracle *x, int64_t head, int64_t query, double *out);
 
 /* What the report should say. */
 typedef struct knn_truth {
     expected *e;
-    int64_t rows_exact, seeing, doubtful;
-    double seen, full, tail_mass, error, error_most; /* means over rows that see a key */
+    int64_t rows_exact, seeing, doubtful, estimated;
+    double seen, full, tail_mass, error, error_most; /* sums, tail_mass and error means over rows that have some */
 } knn_truth;
 
-/* All rows. Free e with expected_free(). */
-knn_truth knn_truth_of(const oracle *o, const random_case *c, kna_context *context, double tolerance);
-/* Run the case and compare results and report; false after a message. */
-bool knn_case_holds(random_case *c, kna_context *context, const knn_truth *t);
+/*
+ * All rows of a call that left the index as it is, `together` queries sharing a choice (m: all of them). Free e with
+ * expected_free().
+ */
+knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together, double tolerance);
+/*
+ * Run the case with its index, then ask the index what that should have given, and compare results and report; false after a
+ * message. Adds to *rows and *doubtful.
+ */
+bool knn_case_holds(random_case *c, kna_context *context, const bool *absent, int64_t together, int64_t *rows, int64_t *doubtful);
+
+/* An index for the case with all of its rows. */
+kna_index *knn_index_of(const random_case *c, kna_context *context);
+
+/* Results of a row against exact attention: ||out - exact|| / ||exact||, the largest and the mean over the rows. */
+typedef struct knn_errors {
+    double most, mean;
+} knn_errors;
+knn_errors knn_errors_of(random_case *c, const bool *absent);
+
+/* Keys of h_kv heads as `groups` tight groups (radius `radius` about centres N(0,1)), values alike within a group. */
+void knn_grouped(random_case *c, int64_t groups, double radius);
 
 #endif

@@ -144,7 +144,7 @@ static char *mask_at(const random_case *c, int64_t head, int64_t query, int64_t 
     return (char *)(uintptr_t)mask->data + head * group + query * row + key * number;
 }
 
-static void put_mask(const random_case *c, int64_t head, int64_t query, int64_t key, float x)
+void case_put_mask(const random_case *c, int64_t head, int64_t query, int64_t key, float x)
 {
     uint16_t half = kna__float_to_f16(x);
     if (c->options.mask.type == KNA_F32) {
@@ -156,7 +156,7 @@ static void put_mask(const random_case *c, int64_t head, int64_t query, int64_t 
 
 void case_forbid(const random_case *c, int64_t mask_head, int64_t query, int64_t key)
 {
-    put_mask(c, mask_head, query, key, -INFINITY);
+    case_put_mask(c, mask_head, query, key, -INFINITY);
 }
 
 static void fill_mask_row(const random_case *c, int64_t head, int64_t query, double forbidden, bool stripes, bool whole_rows)
@@ -170,7 +170,7 @@ static void fill_mask_row(const random_case *c, int64_t head, int64_t query, dou
     bool biased = test_below(2);
     for (int64_t j = 0; j < n; j++) {
         bool is_forbidden = all || (j >= first && j < end) || test_uniform() < forbidden;
-        put_mask(c, head, query, j, is_forbidden ? -INFINITY : biased ? (float)test_normal() : 0.0f);
+        case_put_mask(c, head, query, j, is_forbidden ? -INFINITY : biased ? (float)test_normal() : 0.0f);
     }
 }
 

@@ -60,6 +60,7 @@ void case_put(const kna_rows *rows, int64_t head, int64_t row, int64_t column, f
 /* Masks. Share of keys forbidden one by one; stripes of keys and whole rows are forbidden too where asked. */
 void case_mask(random_case *c, int type, int64_t heads, double forbidden, bool stripes, bool whole_rows);
 void case_forbid(const random_case *c, int64_t mask_head, int64_t query, int64_t key);
+void case_put_mask(const random_case *c, int64_t mask_head, int64_t query, int64_t key, float x);
 void case_per_head(random_case *c, const float **values, double low, double high); /* slopes, sinks */
 
 /* Any type that has rows of d numbers; query types only; a shape whose oracle costs about `work` multiply-adds at most. */

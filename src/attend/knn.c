@@ -97,7 +97,7 @@ static void learn(const kna__problem *p, kna_index *index, int64_t query, int64_
 /* Keys came before any query (a loaded state): the first one must do, or, where every query sees every key, all of them. */
 static void learn_first(const kna__problem *p, kna_index *index)
 {
-    if (kna__metric_is_empty(index)) {
+    if (p->m && kna__metric_is_empty(index)) {
         bool all = !p->options.causal && p->options.window == 0 && !p->mask.data;
         learn(p, index, 0, all ? p->m : 1);
     }

@@ -49,17 +49,11 @@ void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter
 int64_t kna__knn_most_ranges(const knn_call *call);
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries);
 /* Stats of a row of the plan so far: what it sees, what of that the ranges hold, no errors known. */
-void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t query, knn_stats *stats);
+void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats);
 /* The last row that is not among the recent ones of a query, plus one: clusters end there. */
 int64_t kna__knn_recent(const kna__problem *problem, int64_t query);
-/* Whether a query sees all of rows first .. first + count - 1, with nothing added to their logits. */
+/* Whether all heads of a query see all of rows first .. first + count - 1, with nothing added to their logits. */
 bool kna__knn_sees(const kna__problem *problem, int64_t query, int64_t first, int64_t count);
-
-/* ALiBi and masks that differ from head to head make a key's logit depend on more than the key: clusters do not know it. */
-static inline bool kna__knn_has_clusters(const kna__problem *p)
-{
-    return !p->options.slopes && (!p->mask.data || p->mask.heads == 1);
-}
 
 static inline int64_t kna__knn_slot(const knn_plan *plan, int64_t i)
 {

@@ -352,7 +352,7 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
     }
     int64_t head = set->kv_head * p->g + r;
     knn_stats *stats = &job->call->stats[set->query * p->h + head];
-    kna__knn_count(job->call, &set->plan, set->query, stats);
+    kna__knn_count(job->call, &set->plan, head, set->query, stats);
     if (set->plan.slots) {
         double total = state.sum * exp((double)state.max - (double)set->max[r]);
         const float *sinks = p->options.sinks;

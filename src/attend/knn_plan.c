@@ -18,11 +18,36 @@ void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter
     plan->ranges = kna__cut(cutter, (size_t)kna__knn_most_ranges(call), sizeof *plan->ranges);
 }
 
+/* Masks that differ: head x of the queries has mask x % heads, so no more than h of them are in use. */
+static int64_t masks(const kna__problem *p)
+{
+    return !p->mask.data ? 0 : p->mask.heads < p->h ? p->mask.heads : p->h;
+}
+
+/* Whether no head may see any of the rows. */
+static bool all_forbid(const kna__problem *p, int64_t query, int64_t first, int64_t count)
+{
+    for (int64_t head = 0; head < masks(p); head++) {
+        if (!kna__mask_forbids(p, head, query, first, count)) {
+            return false;
+        }
+    }
+    return p->mask.data != NULL;
+}
+
 bool kna__knn_sees(const kna__problem *p, int64_t query, int64_t first, int64_t count)
 {
     int64_t lo, hi;
     kna__visible(p, query, &lo, &hi);
-    return first >= lo && first + count <= hi && kna__mask_is_zero(p, 0, query, first, count);
+    if (first < lo || first + count > hi || (p->options.slopes && !p->mask.data)) {
+        return false; /* slopes without a mask add to every logit */
+    }
+    for (int64_t head = 0; head < masks(p); head++) {
+        if (!kna__mask_is_zero(p, head, query, first, count)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static bool sees_some(const kna__problem *p, int64_t query, int64_t first, int64_t count)
@@ -30,16 +55,16 @@ static bool sees_some(const kna__problem *p, int64_t query, int64_t first, int64
     int64_t lo, hi;
     kna__visible(p, query, &lo, &hi);
     int64_t from = first > lo ? first : lo, to = first + count < hi ? first + count : hi;
-    return from < to && (p->mask.heads > 1 || !kna__mask_forbids(p, 0, query, from, to - from));
+    return from < to && !all_forbid(p, query, from, to - from);
 }
 
 int64_t kna__knn_recent(const kna__problem *p, int64_t query)
 {
     int64_t lo, hi;
     kna__visible(p, query, &lo, &hi);
-    while (hi > lo && kna__mask_forbids(p, 0, query, hi - 1, 1)) {
+    while (hi > lo && all_forbid(p, query, hi - 1, 1)) {
         int64_t step = hi - lo < KNA_PIECE ? 1 : KNA_PIECE;
-        hi -= kna__mask_forbids(p, 0, query, hi - step, step) ? step : 1;
+        hi -= all_forbid(p, query, hi - step, step) ? step : 1;
     }
     return hi - p->options.near_window;
 }
@@ -49,9 +74,9 @@ static int64_t first_seen(const kna__problem *p, int64_t query)
 {
     int64_t lo, hi;
     kna__visible(p, query, &lo, &hi);
-    while (lo < hi && kna__mask_forbids(p, 0, query, lo, 1)) {
+    while (lo < hi && all_forbid(p, query, lo, 1)) {
         int64_t step = hi - lo < KNA_PIECE ? 1 : KNA_PIECE;
-        lo += kna__mask_forbids(p, 0, query, lo, step) ? step : 1;
+        lo += all_forbid(p, query, lo, step) ? step : 1;
     }
     return lo < hi ? lo : p->n;
 }
@@ -121,7 +146,7 @@ static border border_of(const kna__problem *p, int64_t query)
 static bool may_use(const knn_call *call, const border *b, int64_t query, int64_t queries, int64_t piece)
 {
     const kna__clusters *c = &call->index->clusters;
-    if (!kna__knn_has_clusters(call->problem) || piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN) {
+    if (piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN) {
         return false;
     }
     int64_t unit = kna__unit_row(c, piece), end = unit + kna__unit_rows(c, piece), first = unit ? unit : KNA_FIRST_ROWS;
@@ -173,7 +198,7 @@ int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most)
     return end;
 }
 
-void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t query, knn_stats *stats)
+void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats)
 {
     const kna__problem *p = call->problem;
     int64_t lo, hi, full = 0, clustered = plan->piece_count * KNA_PIECE;
@@ -181,7 +206,7 @@ void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t query, k
     for (int64_t i = 0; i < plan->range_count; i++) {
         int64_t from = plan->ranges[i].first > lo ? plan->ranges[i].first : lo;
         int64_t to = plan->ranges[i].end < hi ? plan->ranges[i].end : hi;
-        full += from < to ? kna__mask_allows(p, 0, query, from, to) : 0;
+        full += from < to ? kna__mask_allows(p, head, query, from, to) : 0;
     }
     if (plan->piece_count && plan->pieces[0] == 0) {
         clustered -= KNA_FIRST_ROWS;

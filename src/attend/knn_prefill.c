@@ -35,7 +35,7 @@ typedef struct prefill_room {
     float *max;         /* rows: what they are relative to */
     int32_t *ids;
     float *stray;       /* slots: how far members stray, see kna__knn_stray() */
-    int32_t *own;       /* (rows, OWN) clusters a row reads beside the shared ones */
+    int32_t *own;       /* (rows, own) clusters a row reads beside the shared ones; -1: one fewer */
     int64_t owned;      /* of each row */
     float *own_logits;  /* keys of a row's own clusters */
     int32_t *own_ids;
@@ -85,10 +85,14 @@ static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
     int32_t *own = room->own + r * job->own;
     double taken = 0;
     for (int64_t i = 0; i < slots; i++) {
-        score[i] = z[i] * room->stray[i];
+        score[i] = z[i] > 0 ? z[i] * room->stray[i] : -1; /* what is shared has no mass left: never twice */
     }
     kna__topk(kernels, own, score, (size_t)slots, (size_t)room->owned, room->choice.scratch_ids, room->choice.scratch);
     for (int64_t i = 0; i < room->owned; i++) {
+        if (!(z[own[i]] > 0)) {
+            own[i] = -1;
+            continue;
+        }
         taken += (double)z[own[i]];
         z[own[i]] = 0;
     }
@@ -105,7 +109,11 @@ static int64_t read_own(const prefill_job *job, prefill_room *room, int64_t r)
     kna__tile *tile = &room->tile;
     int64_t count = 0;
     for (int64_t i = 0; i < room->owned; i++) {
-        int64_t slot = kna__knn_slot(&room->plan, room->own[r * job->own + i]);
+        int32_t own = room->own[r * job->own + i];
+        if (own < 0) {
+            continue;
+        }
+        int64_t slot = kna__knn_slot(&room->plan, own);
         count += kna__cluster_rows(c, tile->kv_head, slot, room->own_ids + count);
     }
     p->kernels->dot_at[p->k.type](room->own_logits, tile->q + r * p->d, kna__span_at(&p->k, tile->kv_head, 0), room->own_ids,
@@ -245,7 +253,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
         knn_stats *stats = &call->stats[query * p->h + head];
         double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)tile->state[r].max, 700)) : 0;
         double total = tile->state[r].sum + sink;
-        kna__knn_count(call, &room->plan, query, stats);
+        kna__knn_count(call, &room->plan, head, query, stats);
         stats->keys_full += keys;
         if (room->plan.slots && total > 0) {
             stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
@@ -308,6 +316,7 @@ int kna__attend_knn_prefill(knn_call *call)
     prefill_job job = { .call = call, .slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS };
     job.tile = choose_tile(&job);
     job.own = kna__knn_own(call);
+    job.own = job.own < job.slots ? job.own : job.slots;
     job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));
