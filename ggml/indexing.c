@@ -98,6 +98,8 @@ int knnattn_index_ready(struct knnattn_engine *engine, struct knnattn_record *re
     int64_t stale = 0;
     int status = refresh(engine, record, n, done);
 
+    k.rows = v.rows = n; /* of the others some may have been announced and wait to be asked for */
+
     if (status == KNA_OK && is_audited(engine->calls)) {
         status = kna_index_audit(engine->kna, &stale, record->index, &k, &v, AUDITED_ROWS, engine->calls);
     }

@@ -412,7 +412,8 @@ KNA_API int64_t kna_index_rows(const kna_index *index);
 KNA_API size_t kna_index_bytes(const kna_index *index);
 
 /*
- * kna_index_audit() - compare `samples` random present rows with the cache, bit for bit as they would be encoded now.
+ * kna_index_audit() - compare `samples` random present rows, of those given, with the cache, bit for bit as they would be
+ * described now: a row's int8 (KNA_TOPK), the means of a cluster (KNA_KNN).
  *
  * Out:     *stale  how many differ (0: none of the sampled).
  * In:      seed    chooses the rows; vary it from call to call.

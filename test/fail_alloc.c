@@ -77,7 +77,7 @@ static void new_index(void)
     kna_index *index = (kna_index *)(uintptr_t)64;
     l.calls = 0;
     l.fail_at = 1;
-    expect_no_memory(kna_index_new(context, &index, 2, 8, 8), context);
+    expect_no_memory(kna_index_new(context, &index, KNA_KNN, 2, 8, 8), context);
     EXPECT(index == NULL && l.blocks == 1);
     expect_account(context, &l);
     kna_context_free(context);
@@ -163,7 +163,7 @@ static void one_plan(const plan *p)
     case_attend(&c, context, NULL); /* an index changes no bit, as prop_attend_index.c shows */
     float *want = case_result(&c);
     if (p->indexed) {
-        EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+        EXPECT_INT(kna_index_new(context, &index, KNA_KNN, 2, 20, 12), KNA_OK);
         EXPECT_INT(kna_index_update(context, index, &c.k, &c.v, 0, 300), KNA_OK);
         c.options.index = index;
     }
@@ -241,7 +241,7 @@ static void growing_index(void)
     random_case part = c; /* what is indexed so far */
     part.k.head_stride_bytes = 500 * 20 * 4;
     part.v.head_stride_bytes = 500 * 12 * 4;
-    EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+    EXPECT_INT(kna_index_new(context, &index, KNA_KNN, 2, 20, 12), KNA_OK);
     for (int64_t rows = 0; rows < 500; rows += 100) {
         part.k.rows = part.v.rows = rows;
         failures += append(&part, &c, context, &l, index);
@@ -261,7 +261,7 @@ static void account(void)
     kna_index *index;
     kna_memory m;
     size_t alone = l.held_bytes;
-    EXPECT_INT(kna_index_new(context, &index, 2, 20, 12), KNA_OK);
+    EXPECT_INT(kna_index_new(context, &index, KNA_KNN, 2, 20, 12), KNA_OK);
     for (int i = 0; i < 30; i++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 4, 2, 1 + (int64_t)test_below(30), 1 + (int64_t)test_below(400), 20, 12 });

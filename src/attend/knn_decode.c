@@ -113,7 +113,7 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z + r * set->plan.slots, p->options.softcap, n);
             }
-            kna__knn_forget_empty(job->call, &set->plan, set->kv_head, z + r * set->plan.slots, i, end);
+            kna__knn_forget(job->call, &set->plan, set->kv_head, z + r * set->plan.slots, i, end);
         }
     }
 }
@@ -220,12 +220,10 @@ static void leave_chosen(const decode_job *job, decode_set *set)
 {
     for (int64_t r = 0; r < job->g; r++) {
         float *z = set->z + r * set->plan.slots;
-        double taken = 0;
         for (int64_t i = 0; i < set->choice.count; i++) {
-            taken += (double)z[set->choice.chosen[i]];
             z[set->choice.chosen[i]] = 0;
         }
-        set->tail[r] = fmax(0, set->tail[r] - taken);
+        set->tail[r] = kna__knn_sum(z, set->plan.slots);
     }
 }
 

@@ -83,7 +83,6 @@ static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
     const int64_t slots = room->plan.slots;
     float *z = room->z + r * slots, *score = room->choice.score;
     int32_t *own = room->own + r * job->own;
-    double taken = 0;
     for (int64_t i = 0; i < slots; i++) {
         score[i] = z[i] > 0 ? z[i] * room->stray[i] : -1; /* what is shared has no mass left: never twice */
     }
@@ -93,12 +92,8 @@ static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
             own[i] = -1;
             continue;
         }
-        taken += (double)z[own[i]];
         z[own[i]] = 0;
     }
-    double left = fmax(0, room->tail[r] - taken);
-    room->tile.state[r].sum += left - room->tail[r];
-    room->tail[r] = left;
 }
 
 /* The keys of a row's own clusters. Returns how many. */
@@ -157,7 +152,7 @@ static void score_clusters(const knn_call *call, prefill_room *room)
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z + (size_t)r * slots, p->options.softcap, n);
             }
-            kna__knn_forget_empty(call, &room->plan, tile->kv_head, z + (size_t)r * slots, i, end);
+            kna__knn_forget(call, &room->plan, tile->kv_head, z + (size_t)r * slots, i, end);
         }
     }
 }
@@ -177,18 +172,11 @@ static void weigh_row(const knn_call *call, prefill_room *room, int64_t r)
     }
 }
 
-static void leave_chosen(prefill_room *room)
+static void leave_chosen(prefill_room *room, int64_t r)
 {
-    const knn_choice *choice = &room->choice;
-    for (int64_t r = 0; r < room->tile.rows; r++) {
-        float *z = room->z + r * room->plan.slots;
-        double taken = 0;
-        for (int64_t i = 0; i < choice->count; i++) {
-            taken += (double)z[choice->chosen[i]];
-            z[choice->chosen[i]] = 0;
-        }
-        room->tail[r] = fmax(0, room->tail[r] - taken);
-        room->tile.state[r].sum += room->tail[r];
+    float *z = room->z + r * room->plan.slots;
+    for (int64_t i = 0; i < room->choice.count; i++) {
+        z[room->choice.chosen[i]] = 0;
     }
 }
 
@@ -283,11 +271,15 @@ static void prefill_tile(void *argument, int64_t task, int worker)
             weigh_row(call, &room, r);
         }
         kna__knn_choose(call, &room.plan, kv_head, &room.choice, mean_square, rows);
-        leave_chosen(&room);
         room.owned = job->own < room.plan.slots - room.choice.count ? job->own : room.plan.slots - room.choice.count;
         kna__knn_stray(call, &room.plan, kv_head, room.stray, mean_square);
-        for (int64_t r = 0; r < rows && room.owned > 0; r++) {
-            choose_own(job, &room, r);
+        for (int64_t r = 0; r < rows; r++) {
+            leave_chosen(&room, r);
+            if (room.owned > 0) {
+                choose_own(job, &room, r);
+            }
+            room.tail[r] = kna__knn_sum(room.z + r * room.plan.slots, room.plan.slots);
+            room.tile.state[r].sum += room.tail[r];
         }
         mix_means(call, &room);
         keys = read_chosen(call, &room);

@@ -29,13 +29,26 @@ void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter)
     choice->count = 0;
 }
 
-void kna__knn_forget_empty(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end)
+void kna__knn_forget(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end)
 {
     const kna__clusters *c = &call->index->clusters;
-    const uint16_t *count = c->count + kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
+    int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
     for (int64_t x = 0; x < (end - i) * KNA_SLOTS; x++) {
-        z[x] = count[x] ? z[x] : -INFINITY;
+        z[x] = c->count[at + x] && !c->always[at + x] ? z[x] : -INFINITY;
     }
+}
+
+double kna__knn_sum(const float *z, int64_t slots)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < slots; i += KNA_SLOTS) {
+        float some = 0;
+        for (int64_t x = 0; x < KNA_SLOTS; x++) {
+            some += z[i + x];
+        }
+        sum += (double)some;
+    }
+    return sum;
 }
 
 double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square)

@@ -187,12 +187,12 @@ static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, co
     return memcmp(now, then, (size_t)index->d) || memcmp(&scale, &scale_then, sizeof scale);
 }
 
-/* The first present row from `row` on, round the end; -1: none is present. */
-static int64_t present_from(const kna_index *index, int64_t row)
+/* The first of the first n rows that is present, from `row` on, round the end; -1: none is. */
+static int64_t present_from(const kna_index *index, int64_t row, int64_t n)
 {
-    for (int64_t i = 0; i < index->rows; i++) {
-        int64_t at = row + i < index->rows ? row + i : row + i - index->rows;
-        if (index->present[at / KNA_BLOCK] >> at % KNA_BLOCK & 1) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t at = row + i < n ? row + i : row + i - n;
+        if (kna__index_has(index, at)) {
             return at;
         }
     }
@@ -208,12 +208,12 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
     }
     *stale = 0;
     KNA_TRY(check_rows(context, index, k, v));
-    if (samples < 0 || k->rows < index->rows) {
-        return KNA_FAIL(context, KNA_EINVAL, "index: samples = %lld; %lld rows given, %lld indexed", (long long)samples,
-                        (long long)k->rows, (long long)index->rows);
+    if (samples < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: samples = %lld must not be negative", (long long)samples);
     }
-    for (int64_t i = 0; i < samples && index->rows; i++) {
-        int64_t row = present_from(index, (int64_t)(kna__random(seed, 0, (uint64_t)i) % (uint64_t)index->rows));
+    int64_t rows = k->rows < index->rows ? k->rows : index->rows;
+    for (int64_t i = 0; i < samples && rows; i++) {
+        int64_t row = present_from(index, (int64_t)(kna__random(seed, 0, (uint64_t)i) % (uint64_t)rows), rows);
         int64_t head = (int64_t)(kna__random(seed, 1, (uint64_t)i) % (uint64_t)index->heads);
         if (row < 0) {
             break;

@@ -219,7 +219,8 @@ bool kna__cluster_is_stale(const kna__kernels *kernels, const kna_index *index, 
 {
     const kna__clusters *c = &index->clusters;
     int32_t ids[KNA_SEGMENT];
-    if (slot / KNA_SLOTS >= c->capacity || c->state[slot / KNA_SLOTS] == KNA_PIECE_OPEN) {
+    int64_t piece = slot / KNA_SLOTS;
+    if (piece >= c->capacity || c->state[piece] == KNA_PIECE_OPEN || kna__unit_row(c, piece) + kna__unit_rows(c, piece) > k->rows) {
         return false;
     }
     int64_t at = kna__cluster_slot(c, head, slot), n = kna__cluster_rows(c, head, slot, ids);

@@ -1,16 +1,18 @@
 /*
  * cache_life.c - what happens to a key-value cache between two attention calls: rows appended and overwritten by SET_ROWS,
  * loaded, cleared, copied between sequences, rotated in place, changed behind everybody's back. After each event an index that
- * lived through all of it must give what an index built afresh gives, bit for bit; and it may encode only what changed.
+ * lived through all of it must give what an index built afresh gives, bit for bit for topk; and it may encode only what changed.
+ * For knn, whose clusters depend on the queries met, it must be as near to exact attention as a fresh one.
  */
 #include "harness.h"
 
 #define HEADS   2
 #define DIM     64
 #define WIDTH   (HEADS * DIM)
-#define CELLS   640
+#define CELLS   1152
 #define STREAMS 2
-#define NEAR    "method=knn,k=24,sinks=2,window=16,exact_below=0"
+#define NEAR    "method=topk,k=24,exact_below=0"
+#define KNN     "method=knn,k=128,sinks=2,window=16,exact_below=0"
 
 struct cache {
     struct ggml_context *ctx;
@@ -76,7 +78,7 @@ static struct ggml_tensor *view_of(struct ggml_context *ctx, struct ggml_tensor 
     return ggml_permute(ctx, view, 0, 2, 1, 3);
 }
 
-static struct question question_new(struct cache *cache, int64_t n, int64_t queries)
+static struct question question_with(struct cache *cache, int64_t n, int64_t queries, bool holes)
 {
     struct question q = { .ctx = graph_context() };
     struct ggml_tensor *query = ggml_new_tensor_4d(q.ctx, GGML_TYPE_F32, DIM, queries, HEADS * 2, STREAMS);
@@ -86,10 +88,17 @@ static struct question question_new(struct cache *cache, int64_t n, int64_t quer
     q.buffer = ggml_backend_alloc_ctx_tensors(q.ctx, cpu);
     fill(query, 3.0);
     ggml_fp16_t *numbers = malloc(ggml_nbytes(mask));
-    for (int64_t i = 0; i < n * queries; i++) numbers[i] = ggml_fp32_to_fp16(test_below(8) == 0 ? -INFINITY : 0.0f);
+    for (int64_t i = 0; i < n * queries; i++) {
+        numbers[i] = ggml_fp32_to_fp16(holes && test_below(8) == 0 ? -INFINITY : 0.0f);
+    }
     ggml_backend_tensor_set(mask, numbers, 0, ggml_nbytes(mask));
     free(numbers);
     return q;
+}
+
+static struct question question_new(struct cache *cache, int64_t n, int64_t queries)
+{
+    return question_with(cache, n, queries, true);
 }
 
 static float *answer(ggml_backend_t backend, struct question *q)
@@ -116,6 +125,41 @@ static void compare(ggml_backend_t old, struct cache *cache, const char *event, 
     free(got);
     ggml_backend_free(fresh);
     question_free(&q);
+}
+
+/* Root mean square distance from exact attention, over its length. */
+static double distance(const float *got, const float *exact, int64_t numbers)
+{
+    double off = 0, length = 0;
+    for (int64_t i = 0; i < numbers; i++) {
+        off += pow((double)got[i] - (double)exact[i], 2);
+        length += pow((double)exact[i], 2);
+    }
+    return sqrt(off / (length + 1e-9));
+}
+
+/* knn: an old index is no further from exact attention than one made for this question, nearly. Whether it used clusters. */
+static bool compare_distance(ggml_backend_t old, struct cache *cache, const char *event, int steps)
+{
+    struct question q = question_with(cache, CELLS - 64 * (int64_t)test_below(3), (int64_t)(test_below(2) ? 1 : 12), false);
+    ggml_backend_t exact = backend_with("method=exact,slot=3"), fresh = backend_with(KNN ",slot=1");
+    int64_t numbers = ggml_nelements(q.out);
+    struct question other = question_with(cache, 64, 12, false);
+    for (int i = 0; i < 4; i++) free(answer(fresh, &other)); /* clusters made for one question would serve that one best */
+    question_free(&other);
+    for (int i = 1; i < steps; i++) free(answer(old, &q));
+    struct knnattn_report before = report_of_slot(2);
+    float *got = answer(old, &q), *want = answer(fresh, &q), *truth = answer(exact, &q);
+    struct knnattn_report after = report_of_slot(2);
+    double ours = distance(got, truth, numbers), theirs = distance(want, truth, numbers);
+    EXPECT_THAT(ours <= 2 * theirs + 0.1, "after: %s: %g from exact attention, a fresh index %g", event, ours, theirs);
+    free(got);
+    free(want);
+    free(truth);
+    ggml_backend_free(fresh);
+    ggml_backend_free(exact);
+    question_free(&q);
+    return after.keys_full - before.keys_full < after.keys_seen - before.keys_seen;
 }
 
 /* ---- events */
@@ -229,6 +273,37 @@ static void lives_of(enum ggml_type type)
     cache_free(&cache);
 }
 
+/* Keys in groups are what clusters serve best: an index out of date is far worse. */
+static void knn_lives_of(enum ggml_type type)
+{
+    struct cache cache = cache_new(type);
+    ggml_backend_t old = backend_with(KNN ",slot=2");
+    int clustered = 0;
+    fill_in_groups = true;
+    memset(head_of, 0, sizeof(head_of));
+    fill(cache.k, 1.0);
+    fill(cache.v, 1.0);
+    for (int i = 0; i < 40; i++) {
+        size_t event = test_below(sizeof(events) / sizeof(events[0]));
+        events[event].happen(old, &cache);
+        clustered += compare_distance(old, &cache, events[event].name, events[event].happen == betray ? BETRAYAL_STEPS : 1);
+    }
+    EXPECT(clustered > 10);
+    fill_in_groups = false;
+    ggml_backend_free(old);
+    cache_free(&cache);
+}
+
+static void knn_life_f16(void)
+{
+    knn_lives_of(GGML_TYPE_F16);
+}
+
+static void knn_life_q8_0(void)
+{
+    knn_lives_of(GGML_TYPE_Q8_0);
+}
+
 static void life_f16(void)
 {
     lives_of(GGML_TYPE_F16);
@@ -304,7 +379,7 @@ static void only_what_changed(void)
 static void encoded_when_loaded(void)
 {
     struct cache cache = cache_new(GGML_TYPE_F16);
-    ggml_backend_t backend = backend_with("method=knn,k=24,sinks=2,window=16,exact_below=200,slot=6");
+    ggml_backend_t backend = backend_with("method=topk,k=24,exact_below=200,slot=6");
     struct question small = question_new(&cache, 64, 1), q = question_new(&cache, 448, 1);
     report_reset(6);
     EXPECT_INT(rows_indexed_by(backend, &small, 6), 0); /* from here on the cache is known, although read whole */
@@ -517,6 +592,8 @@ int main(int argc, char **argv)
     TEST(found_out);
     TEST(another_context_writes);
     TEST(reshaped);
+    TEST(knn_life_f16);
+    TEST(knn_life_q8_0);
     TEST(life_f16);
     TEST(life_f32);
     TEST(life_bf16);

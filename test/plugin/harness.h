@@ -13,6 +13,7 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 #include <libgen.h>
+#include <math.h>
 
 static ggml_backend_t cpu;
 static ggml_backend_dev_t device;
@@ -88,6 +89,9 @@ static inline struct knnattn_report report_of_slot(int slot)
     return report;
 }
 
+/* Rows near one of 8 points, for what lives on keys being alike. */
+static bool fill_in_groups;
+
 /* Memory for the structures of a graph of some tens of tensors; their data is allocated apart. */
 static inline struct ggml_context *graph_context(void)
 {
@@ -102,7 +106,11 @@ static inline void fill_rows(struct ggml_tensor *tensor, int64_t first, int64_t 
     float *row = malloc((size_t)width * sizeof(float));
     char *packed = malloc((size_t)count * bytes);
     for (int64_t r = 0; r < count; r++) {
-        for (int64_t i = 0; i < width; i++) row[i] = (float)(spread * test_normal());
+        int group = fill_in_groups ? 1 + (int)test_below(8) : 0;
+        for (int64_t i = 0; i < width; i++) {
+            double noise = test_normal();
+            row[i] = (float)(spread * (group > 0 ? 1.4 * sin(7.3 * group * (double)(i + 1)) + 0.05 * noise : noise));
+        }
         if (tensor->type == GGML_TYPE_F32)
             memcpy(packed + (size_t)r * bytes, row, bytes);
         else
