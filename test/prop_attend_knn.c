@@ -86,7 +86,7 @@ static kna_context *random_context(void)
 static void decoding(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < rounds(120); i++) {
+    for (int i = 0; i < rounds(48); i++) {
         static const int64_t groups[] = { 1, 1, 3, 4, 8 };
         random_case c = { .guarded = false };
         int64_t g = groups[test_below(5)], h_kv = 1 + (int64_t)test_below(3), m = 1 + (int64_t)test_below((size_t)(16 / g));
@@ -106,7 +106,7 @@ static void decoding(void)
 static void one_tile(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < rounds(60); i++) {
+    for (int i = 0; i < rounds(28); i++) {
         static const int64_t groups[] = { 1, 3, 4, 8 };
         random_case c = { .guarded = false };
         int64_t g = groups[i % 4], h_kv = 1 + (int64_t)test_below(2), m = 24 / g - (int64_t)test_below(g == 1 ? 8 : g == 3 ? 3 : 1);
@@ -125,7 +125,7 @@ static void one_tile(void)
 static void equal_queries(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < rounds(20); i++) {
+    for (int i = 0; i < rounds(8); i++) {
         random_case c = { .guarded = false };
         int64_t g = 1 + (int64_t)test_below(3), h_kv = 1 + (int64_t)test_below(2), m = 192, d = 24; /* whole tiles */
         random_problem(&c, (shape){ g * h_kv, h_kv, m, 1100 + (int64_t)test_below(1200), d, 20 });
@@ -140,12 +140,372 @@ static void equal_queries(void)
                 (long long)rows_tried);
 }
 
+/* ---- against exact attention */
+
+/* Every cluster chosen, by k or by eps, is exact attention; so is what comes of clusters whose keys and values are all alike. */
+static void all_chosen(void)
+{
+    for (int i = 0; i < rounds(28); i++) {
+        random_case c = { .guarded = false };
+        int64_t n = 600 + (int64_t)test_below(1600), m = test_below(2) ? 1 + (int64_t)test_below(4) : 20 + (int64_t)test_below(150);
+        random_problem(&c, (shape){ 4, 2, m, n, random_dim(), random_dim() });
+        case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 1);
+        if (test_below(3) == 0) coarse_mask(&c);
+        c.options.causal = (int)test_below(2);
+        c.options.near_sinks = c.options.near_window = -1;
+        c.options.eps = i % 2 ? 1e-12f : 0;
+        c.options.k_near = i % 2 ? 16 : n - 1;
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, 2 * TOLERANCE); /* what is left of the tail's sum is rounding */
+        kna_report r = { .size = sizeof r };
+        if (case_attend(&c, random_context(), &r) == KNA_OK) case_matches(&c, e);
+        EXPECT_THAT(fabs(r.keys_full - r.keys_seen) <= 1e-6 * r.keys_seen + 16 * (double)r.rows * (i % 2), "%g of %g keys read: %s",
+                    r.keys_full, r.keys_seen, case_text(&c));
+        EXPECT_THAT(r.tail_mass <= 1e-5 || i % 2, "tail_mass = %g: %s", r.tail_mass, case_text(&c));
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
+static void k_of_all_keys(void)
+{
+    for (int i = 0; i < rounds(28); i++) {
+        random_case c = { .guarded = false };
+        case_random(&c, random_shape(5e5));
+        c.options.method = KNA_KNN;
+        c.options.k_near = c.shape.n + (int64_t)test_below(3);
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, TOLERANCE);
+        kna_report report = { .size = sizeof report };
+        if (case_attend(&c, context_best(), &report) == KNA_OK) case_matches(&c, e);
+        EXPECT(report.tail_mass == 0 && report.rows_exact == report.rows && report.keys_full == report.keys_seen);
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
+/* Everything at random, also masks and slopes that leave no cluster: where all keys are read, exact; elsewhere finite and near. */
+static void random_cases(void)
+{
+    for (int i = 0; i < rounds(150); i++) {
+        random_case c = { .guarded = false };
+        case_random(&c, random_shape(2e6));
+        random_near(&c);
+        if (c.shape.n < 250 && i % 2) case_mask(&c, KNA_F16, 1, 0.2, true, false);
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, TOLERANCE);
+        kna_report r = { .size = sizeof r };
+        case_attend(&c, random_context(), &r);
+        if (r.rows_exact == r.rows) {
+            case_matches(&c, e);
+            EXPECT_THAT(r.keys_full == r.keys_seen && r.tail_mass == 0, "%g of %g keys: %s", r.keys_full, r.keys_seen, case_text(&c));
+        }
+        double seen = 0;
+        for (int64_t at = 0; at < o->h * o->m * o->n; at++) {
+            seen += oracle_sees(o, at / o->n / o->m, at / o->n % o->m, at % o->n);
+        }
+        EXPECT_THAT(r.keys_seen == seen && r.keys_full <= seen, "keys_seen = %g, %g in full, expected %g: %s", r.keys_seen,
+                    r.keys_full, seen, case_text(&c));
+        EXPECT(r.tail_mass >= 0 && r.tail_mass <= 1 && r.stale_rows == 0 && r.rows == o->h * o->m);
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
+/* Slopes without a mask add to every logit: no mean may stand for keys. */
+static void slopes(void)
+{
+    for (int i = 0; i < rounds(12); i++) {
+        random_case c = { .guarded = false };
+        random_problem(&c, (shape){ 4, 2, i % 2 ? 1 : 40, 900 + (int64_t)test_below(500), 16, 16 });
+        case_per_head(&c, &c.options.slopes, 0.001, 0.05);
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, TOLERANCE);
+        if (case_attend(&c, random_context(), NULL) == KNA_OK) case_matches(&c, e);
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
+/* Keys in tight groups: means stand for their clusters, so that little is lost however few keys are read, by any path. */
+static void tight_groups(void)
+{
+    for (int i = 0; i < rounds(12); i++) {
+        random_case c = { .guarded = false };
+        int64_t m = i % 3 == 0 ? 1 : i % 3 == 1 ? 6 : 100, k[] = { 1, 64, 512 };
+        case_begin(&c, (shape){ 4, 2, m, 2200, 32, 16 });
+        knn_grouped(&c, 12, 0.02);
+        c.options.method = KNA_KNN;
+        c.options.causal = (int)test_below(2);
+        for (int x = 0; x < 3; x++) {
+            c.options.k_near = k[x];
+            case_attend(&c, random_context(), NULL);
+            knn_errors errors = knn_errors_of(&c, NULL);
+            EXPECT_THAT(errors.most <= 0.02 && errors.mean <= 0.005, "off by %g, at most %g: %s", errors.mean, errors.most,
+                        case_text(&c));
+        }
+        case_end(&c);
+    }
+}
+
+/* Keys all over the place: the more are read, the nearer. */
+static void more_is_nearer(void)
+{
+    static const int64_t k[] = { 16, 64, 256, 1024 };
+    for (int i = 0; i < 4; i++) {
+        random_case c = { .guarded = false };
+        double last = 0, first = 0;
+        case_begin(&c, (shape){ 8, 2, i % 2 ? 4 : 200, 2500, 24, 24 });
+        case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 2);
+        c.options.method = KNA_KNN;
+        for (int x = 0; x < 4; x++) {
+            c.options.k_near = k[x];
+            case_attend(&c, context_best(), NULL);
+            double error = knn_errors_of(&c, NULL).mean;
+            EXPECT_THAT(x == 0 || error < 0.98 * last, "k = %lld: error %g, with fewer %g", (long long)k[x], error, last);
+            first = x ? first : error;
+            last = error;
+        }
+        EXPECT_THAT(last < 0.3 * first, "errors from %g to %g", first, last);
+        case_end(&c);
+    }
+}
+
+/* What the spread is for: flat clusters of wide logits weigh more than their mean's exp. lse tells. */
+static void mass_of_the_tail(void)
+{
+    for (int i = 0; i < 6; i++) {
+        random_case c = { .guarded = false };
+        case_begin(&c, (shape){ 4, 2, i % 2 ? 4 : 60, 3000, 32, 8 });
+        c.options.method = KNA_KNN;
+        c.options.k_near = 1;
+        case_attend(&c, context_best(), NULL);
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, TOLERANCE);
+        double off = 0;
+        for (int64_t row = 0; row < e->rows; row++) off += ((double)c.lse[row] - e->lse[row]) / (double)e->rows;
+        EXPECT_NEAR(off, 0, 0.12); /* without the spread it is below -0.25 */
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
+/* ---- eps */
+
+/* A smaller eps never reads less, and keeps its promise: the mean and the largest estimate are within it. */
+static void eps_is_monotone(void)
+{
+    static const float eps[] = { 0.9f, 0.2f, 0.1f, 0.05f, 0.01f, 1e-3f, 1e-6f };
+    for (int i = 0; i < rounds(12); i++) {
+        random_case c = { .guarded = false };
+        random_problem(&c, (shape){ 4, 2, 1 + (int64_t)test_below(40), 500 + (int64_t)test_below(1600), 32, 32 });
+        c.options.k_near = 16;
+        double full = -1;
+        for (size_t x = 0; x < sizeof eps / sizeof eps[0]; x++) {
+            kna_report r = { .size = sizeof r };
+            c.options.eps = eps[x];
+            case_attend(&c, context_best(), &r);
+            EXPECT_THAT(r.keys_full >= full * (1 - 1e-6), "eps %g reads less: %s", (double)eps[x], case_text(&c));
+            EXPECT_THAT(r.error_est >= 0 && r.error_est <= r.error_est_max + 1e-7 && r.error_est_max <= (double)eps[x],
+                        "error_est = %g, at most %g: %s", r.error_est, r.error_est_max, case_text(&c));
+            full = r.keys_full;
+        }
+        EXPECT_THAT(full >= 0, "eps: %g", full);
+        case_end(&c);
+    }
+}
+
+/* ---- audit */
+
+/* ||out - exact|| / ||exact|| of every row. */
+static double *true_errors(const random_case *c, const oracle *o)
+{
+    expected *e = expected_exact(o, TOLERANCE);
+    double *errors = malloc((size_t)e->rows * sizeof *errors);
+    for (int64_t row = 0; row < e->rows; row++) {
+        const float *out = case_out_row(c, row / c->shape.m, row % c->shape.m);
+        double off = 0, norm = 0;
+        for (int64_t i = 0; i < e->dv; i++) {
+            double truth = e->out[row * e->dv + i];
+            off += ((double)out[i] - truth) * ((double)out[i] - truth);
+            norm += truth * truth;
+        }
+        errors[row] = norm > 0 ? sqrt(off / norm) : sqrt(off);
+    }
+    expected_free(e);
+    return errors;
+}
+
+static void expect_audit(random_case *c, const kna_report *r)
+{
+    oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
+    double *errors = true_errors(c, o), mean = 0, above = 0, nearest = 1;
+    int64_t rows = c->shape.h * c->shape.m;
+    for (int64_t row = 0; row < rows; row++) {
+        mean += errors[row] / (double)rows;
+        above += errors[row] > r->audit_p95 * 1.001 + 1e-4;
+        nearest = fmin(nearest, fabs(errors[row] - r->audit_p95));
+    }
+    EXPECT_THAT(r->audited == rows, "%lld of %lld rows audited: %s", (long long)r->audited, (long long)rows, case_text(c));
+    EXPECT_THAT(fabs(r->audit_mean - mean) <= 1e-3 * mean + 1e-4, "audit_mean = %g, expected %g: %s", r->audit_mean, mean,
+                case_text(c));
+    EXPECT_THAT(above <= (double)rows / 20, "%g of %lld errors are above p95 = %g: %s", above, (long long)rows, r->audit_p95,
+                case_text(c));
+    EXPECT_THAT(nearest <= 1e-3 * r->audit_p95 + 1e-4, "p95 = %g is nobody's error: %s", r->audit_p95, case_text(c));
+    free(errors);
+    oracle_free(o);
+}
+
+/* Everything audited: the mean of the true errors, a p95 that at most one in twenty exceeds, and no bit of output changed. */
+static void audit_of_all(void)
+{
+    for (int i = 0; i < rounds(48); i++) {
+        random_case c = { .guarded = false };
+        case_random(&c, random_shape(2e6));
+        if (i % 3 == 0) {
+            case_end(&c);
+            random_problem(&c, (shape){ 4, 2, 1 + (int64_t)test_below(30), 600 + (int64_t)test_below(900), 20, 12 });
+        }
+        c.options.eps = 0;
+        c.options.audit = 0;
+        c.options.method = 1 + i % 2;
+        c.options.k_near = 1 + (int64_t)test_below(20);
+        c.options.near_sinks = c.options.near_window = 2;
+        case_attend(&c, context_best(), NULL);
+        float *plain = case_result(&c);
+        c.options.audit = 1;
+        kna_report r = { .size = sizeof r };
+        case_attend(&c, context_best(), &r);
+        float *audited = case_result(&c);
+        size_t bytes = (size_t)(c.shape.h * c.shape.m * (c.shape.dv + 1)) * sizeof *plain;
+        EXPECT_THAT(memcmp(plain, audited, bytes) == 0, "an audit changes: %s", case_text(&c));
+        expect_audit(&c, &r);
+        free(plain);
+        free(audited);
+        case_end(&c);
+    }
+}
+
+/* A share of rows: about as many as asked (6 standard deviations), others for another seed, the same for the same. */
+static void audit_of_some(void)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 4, 2, 500, 400, 4, 4 });
+    c.options.method = KNA_KNN;
+    c.options.k_near = 3;
+    c.options.near_sinks = c.options.near_window = -1;
+    double means[3];
+    for (int i = 0; i < 3; i++) {
+        kna_report r = { .size = sizeof r };
+        c.options.audit = 0.25f;
+        c.options.seed = i < 2 ? 77 : 78;
+        case_attend(&c, context_best(), &r);
+        EXPECT_NEAR(r.audited, 500, 6 * sqrt(2000 * 0.25 * 0.75));
+        EXPECT(r.error_est >= 0 && r.error_est_max >= r.error_est);
+        means[i] = r.audit_mean;
+    }
+    EXPECT(means[0] == means[1]);
+    EXPECT(means[0] != means[2]);
+    kna_report r = { .size = sizeof r };
+    c.options.audit = 0;
+    case_attend(&c, context_best(), &r);
+    EXPECT(r.audited == 0 && r.audit_mean < 0 && r.audit_p95 < 0 && r.error_est < 0 && r.error_est_max < 0);
+    case_end(&c);
+}
+
+/* ---- the report */
+
+/* What a decoded row reads: its share of exact attention's bytes, index included; and how large the index is. */
+static void bytes(void)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 8, 2, 1, 8192, 64, 64 });
+    case_rows(&c, &c.k, KNA_F16, LAYOUT_PACKED, 1);
+    case_rows(&c, &c.v, KNA_F16, LAYOUT_PACKED, 1);
+    c.options.method = KNA_KNN;
+    c.options.index = knn_index_of(&c, context_best());
+    kna_report r = { .size = sizeof r };
+    case_attend(&c, context_best(), &r);
+    EXPECT_INT(r.keys_seen, 8 * 8192);
+    double row = 256, cluster = 256 + 16, pieces = (double)knn_formed_pieces(c.options.index);
+    EXPECT_NEAR(r.keys_touched, (r.keys_full * row + 8 * 16 * pieces * cluster) / (8 * 8192 * row), 1e-6);
+    EXPECT_THAT(r.keys_full < 0.25 * r.keys_seen && r.keys_touched < 0.35, "%g of %g keys, %g of the bytes", r.keys_full,
+                r.keys_seen, r.keys_touched);
+    EXPECT_INT(r.index_bytes, kna_index_bytes(c.options.index));
+    kna_index_free(c.options.index);
+    for (int64_t n = 2048; n <= 8192; n = n * 2 + (n < 4000)) {
+        c.k.rows = c.v.rows = c.shape.n = n;
+        c.options.index = NULL;
+        case_attend(&c, context_best(), &r);
+        EXPECT_THAT((double)r.index_bytes <= 0.25 * 2 * (double)n * row, "%zu bytes for %lld rows", r.index_bytes, (long long)n);
+    }
+    case_end(&c);
+}
+
+/* No queries, with any operands and options. */
+static void no_queries(void)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 4, 2, 0, 1500, 16, 8 });
+    c.q.data = NULL;
+    c.options.method = KNA_KNN;
+    c.options.k_near = 16;
+    for (int i = 0; i < 4; i++) {
+        kna_report r = { .size = sizeof r };
+        c.options.causal = i % 2;
+        c.options.audit = i / 2 ? 1 : 0;
+        case_attend(&c, context_best(), &r);
+        EXPECT(r.rows == 0 && r.keys_seen == 0 && r.keys_full == 0 && r.audited == 0);
+    }
+    case_end(&c);
+}
+
+/* The largest numbers an option takes ask for no more memory than the keys there are. */
+static void largest_k(void)
+{
+    for (int64_t m = 1; m < 60; m += 40) {
+        random_case c = { .guarded = false };
+        kna_report r = { .size = sizeof r };
+        case_begin(&c, (shape){ 2, 1, m, 1500, 16, 8 });
+        c.options.method = KNA_KNN;
+        c.options.k_near = INT64_MAX;
+        c.options.index = knn_index_of(&c, context_best());
+        EXPECT_INT(kna_index_remove(context_best(), c.options.index, 1400, 1), KNA_OK); /* or it is exact attention at once */
+        bool absent[1500] = { false };
+        absent[1400] = true;
+        case_attend(&c, context_best(), &r);
+        EXPECT_THAT(r.scratch_bytes < (size_t)16 << 20, "%zu bytes of scratch", r.scratch_bytes);
+        EXPECT_INT(r.keys_full, 2 * m * 1499);
+        EXPECT(knn_errors_of(&c, absent).most < 1e-4);
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
     TEST(decoding);
     TEST(one_tile);
     TEST(equal_queries);
+    TEST(all_chosen);
+    TEST(k_of_all_keys);
+    TEST(random_cases);
+    TEST(slopes);
+    TEST(tight_groups);
+    TEST(more_is_nearer);
+    TEST(mass_of_the_tail);
+    TEST(eps_is_monotone);
+    TEST(audit_of_all);
+    TEST(audit_of_some);
+    TEST(bytes);
+    TEST(no_queries);
+    TEST(largest_k);
     contexts_free();
     return test_end();
 }

@@ -122,16 +122,19 @@ static int grow(kna_context *context, kna_index *index, int64_t capacity)
     kna_index old = *index, bigger = *index;
     layout bytes = layout_of(index, capacity), before = layout_of(index, old.capacity);
     size_t heads = (size_t)index->heads;
+    bool keys = index->method == KNA_TOPK;
     bigger.capacity = capacity;
-    bigger.packed = kna__allocate(index->heap, bytes.packed);
-    bigger.scales = kna__allocate(index->heap, bytes.scales);
+    bigger.packed = keys ? kna__allocate(index->heap, bytes.packed) : NULL;
+    bigger.scales = keys ? kna__allocate(index->heap, bytes.scales) : NULL;
     bigger.present = kna__allocate(index->heap, bytes.present);
-    if (!bigger.packed || !bigger.scales || !bigger.present) {
+    if (!bigger.present || (keys && (!bigger.packed || !bigger.scales))) {
         release_arrays(&bigger);
         return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %lld rows", (long long)(capacity * KNA_BLOCK));
     }
-    memset(bigger.packed, 128, bytes.packed); /* 128 is the packed zero */
-    memset(bigger.scales, 0, bytes.scales);
+    if (keys) {
+        memset(bigger.packed, 128, bytes.packed); /* 128 is the packed zero */
+        memset(bigger.scales, 0, bytes.scales);
+    }
     memset(bigger.present, 0, bytes.present);
     if (old.capacity) {
         copy_heads((char *)bigger.packed, (const char *)old.packed, index->heads, bytes.packed / heads, before.packed / heads);
