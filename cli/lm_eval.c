@@ -25,7 +25,10 @@ typedef struct request {
 } request;
 
 #define AT(member) offsetof(request, member)
-#define END        { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL }
+#define END                                          \
+    {                                                \
+        NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL \
+    }
 
 static const cli_option input_options[] = {
     { "model", 'm', CLI_TEXT, AT(model), 0, 0, NULL, "FILE", "the model, a GGUF file" },
@@ -118,8 +121,10 @@ static int check_list(const char *name, const cli_list *list)
 static int parse(request *r, eval_plan *plan, int argc, char **argv)
 {
     const cli_group groups[] = {
-        { "Input", input_options, r },          { "What is measured", eval_options, r },
-        { "Attention", method_options, r },     { "Settings of the attention", lm_choice_settings, &r->choice },
+        { "Input", input_options, r },
+        { "What is measured", eval_options, r },
+        { "Attention", method_options, r },
+        { "Settings of the attention", lm_choice_settings, &r->choice },
         { NULL, NULL, NULL },
     };
     int code = cli_parse(&usage, groups, argc, argv, NULL);
@@ -233,8 +238,8 @@ static int prepare_texts(eval_plan *plan, const request *r)
         eval_source *source = &plan->sources[i];
         code = lm_failed(lm_tokenize(&source->tokens, plan->model, source->text, source->bytes, 0, &error), &error);
         if (code == CLI_OK && source->tokens.count < r->context) {
-            code = cli_refuse("%s: %d tokens, fewer than one window of %d (-c)", source->path, source->tokens.count,
-                              (int)r->context);
+            code =
+                cli_refuse("%s: %d tokens, fewer than one window of %d (-c)", source->path, source->tokens.count, (int)r->context);
         }
     }
     return code == CLI_OK && plan->task_count > 0 ? make_filler(plan, r) : code;

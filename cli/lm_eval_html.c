@@ -8,6 +8,7 @@
 #include "page.h"
 
 #include <math.h>
+#include <string.h>
 
 static const char *const style[] = {
     ":root{--hue:#5b8fc7;--worse:#d9702b;--better:#4d9a5b}\n"
@@ -31,7 +32,8 @@ static const char *const task_words[LM_TASK_COUNT] = {
     [LM_TASK_NEEDLES] = "Seven-digit numbers under two-word names, hidden in real text; one of them is asked for.",
     [LM_TASK_KV] = "A JSON object of random keys and values; the value of one key is asked for.",
     [LM_TASK_REPEAT] = "Passages of made-up words in real text; one of them is to be copied word for word.",
-    [LM_TASK_TRACKING] = "Two chains of variables, each assigned the one before it, scattered over real text: which have this value?",
+    [LM_TASK_TRACKING] =
+        "Two chains of variables, each assigned the one before it, scattered over real text: which have this value?",
     [LM_TASK_COMMON] = "A list of words, five of them far more often than all others: which?",
     [LM_TASK_FREQUENT] = "A text in made-up words of falling frequency: which three lead?",
 };
@@ -49,17 +51,20 @@ static void put_header(FILE *page, const char *const *cells)
     fputs("</tr></thead>\n<tbody>\n", page);
 }
 
+/* The interval stands below the value, so that many columns fit. */
 static void put_interval(FILE *page, const lm_interval *interval, const eval_format *format)
 {
     char text[128];
     eval_write(text, sizeof text, interval, format);
-    fprintf(page, "<td>%s</td>", text);
+    char *range = strchr(text, '(');
+    range[-1] = '\0';
+    fprintf(page, "<td>%s<br><span class=\"soft\">%s</span></td>", text, range);
 }
 
 static void put_texts(FILE *page, const eval_result *result)
 {
-    const char *const header[] = { "",           "tokens scored", "perplexity, full", "perplexity", "difference", "KL divergence",
-                                   "same top token", NULL };
+    const char *const header[] = { "",           "tokens scored", "perplexity, full", "perplexity",
+                                   "difference", "KL divergence", "same top token",   NULL };
     if (result->text_count == 0) {
         return;
     }
@@ -101,15 +106,18 @@ static int put_task_row(FILE *page, const eval_result *result, int task)
 
 static int put_task_table(FILE *page, const eval_result *result)
 {
-    const char *const header[] = { "",           "asked",      "match, full",           "match",           "difference", "accuracy, full",
-                                   "accuracy",   "difference", "log-probability, full", "log-probability", "difference", NULL };
+    const char *const header[] = {
+        "",         "asked",      "match, full",           "match",           "difference", "accuracy, full",
+        "accuracy", "difference", "log-probability, full", "log-probability", "difference", NULL
+    };
     int code = CLI_OK;
-    fputs("<h2>Tasks</h2>\n<p class=\"soft\">Match: what the model says by itself is the right answer; of a set of words, the share "
-          "of them that it says. Accuracy: share of the right answer's tokens that are the most likely one, the right ones before "
-          "given. Log-probability: mean over those tokens. A small model fails many tasks with any attention; the difference is what "
-          "counts.</p>\n<div class=\"wide\"><table>\n<caption>All lengths and depths together. In parentheses: 95 % interval, "
-          "resampled by prompts.</caption>\n",
-          page);
+    fputs(
+        "<h2>Tasks</h2>\n<p class=\"soft\">Match: what the model says by itself is the right answer; of a set of words, the share "
+        "of them that it says. Accuracy: share of the right answer's tokens that are the most likely one, the right ones before "
+        "given. Log-probability: mean over those tokens. A small model fails many tasks with any attention; the difference is what "
+        "counts.</p>\n<div class=\"wide\"><table>\n<caption>All lengths and depths together. In parentheses: 95 % interval, "
+        "resampled by prompts.</caption>\n",
+        page);
     put_header(page, header);
     for (int t = 0; code == CLI_OK && t < result->task_count; t++) {
         code = put_task_row(page, result, t);
@@ -139,8 +147,9 @@ static double strength(const map *m, double value)
     return share < 1.0 ? share : 1.0;
 }
 
-static void put_cell(FILE *page, const map *m, int column, int row, double value)
+static void put_cell(FILE *page, const map *m, int column, int row, double figure)
 {
+    const double value = figure + 0.0; /* no "-0" */
     const char *hue = m->shown != EVAL_SESSIONS ? "hue" : (value < 0.0 ? "worse" : "better");
     int x = LEFT + column * CELL_WIDTH, y = TOP + row * CELL_HEIGHT;
     fprintf(page, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill-opacity=\"%.3f\"/>", hue, x + 1, y + 1,
@@ -231,7 +240,7 @@ static void put_summary(FILE *page, const eval_result *result)
     page_text(page, result->model);
     fputs(". Machine: ", page);
     page_text(page, result->machine);
-    fprintf(page, ", %d threads. Seed %llu, %d samples of each length.</p>\n", result->threads, (unsigned long long)result->seed,
+    fprintf(page, ", %d threads. Seed %llu, prompts of each length: %d.</p>\n", result->threads, (unsigned long long)result->seed,
             result->samples);
 }
 

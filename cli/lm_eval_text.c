@@ -18,7 +18,8 @@ static const char *sign_of(double value, const eval_format *format)
 void eval_write(char *text, size_t size, const lm_interval *interval, const eval_format *format)
 {
     const int digits = format->digits;
-    const double value = format->scale * interval->value, low = format->scale * interval->low, high = format->scale * interval->high;
+    const double value = format->scale * interval->value + 0.0; /* no "-0" */
+    const double low = format->scale * interval->low + 0.0, high = format->scale * interval->high + 0.0;
     if (isfinite(low)) {
         snprintf(text, size, "%s%.*f%s (%s%.*f .. %s%.*f)", sign_of(value, format), digits, value, format->unit,
                  sign_of(low, format), digits, low, sign_of(high, format), digits, high);
@@ -75,8 +76,8 @@ static int print_task(const eval_result *result, eval_choice choice)
     eval_write(logprob, sizeof logprob, &l->difference, &eval_as_difference);
     printf("%-9s %6s %5d  %5.2f %5.2f  %6.3f %6.3f  %-25s  %7.3f %7.3f  %s\n",
            choice.task >= 0 ? lm_task_names[result->tasks[choice.task].task] : "all", length, a->questions, m->means[EVAL_FULL],
-           m->means[EVAL_CHOSEN], a->means[EVAL_FULL], a->means[EVAL_CHOSEN], accuracy, l->means[EVAL_FULL],
-           l->means[EVAL_CHOSEN], logprob);
+           m->means[EVAL_CHOSEN], a->means[EVAL_FULL], a->means[EVAL_CHOSEN], accuracy, l->means[EVAL_FULL], l->means[EVAL_CHOSEN],
+           logprob);
     return CLI_OK;
 }
 

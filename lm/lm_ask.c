@@ -169,7 +169,8 @@ static void score_row(lm_answer *answers, const lm_reader *reader, const asked *
     int32_t right[LM_WORDS_MAX + 1];
     int count = right_tokens(right, a, i);
     for (int s = 0; s < reader->group.count; s++) {
-        score_token(&answers[s], lm_session_logits(reader->group.sessions[s], 0), lm_model_vocab(reader->group.model), right, count);
+        score_token(&answers[s], lm_session_logits(reader->group.sessions[s], 0), lm_model_vocab(reader->group.model), right,
+                    count);
     }
 }
 

@@ -38,7 +38,8 @@ typedef struct lm_reader {
 int lm_reader_open(lm_reader *reader, const lm_group *group, lm_error *error);
 void lm_reader_close(lm_reader *reader);
 
-#define LM_ANSWER_ROOM 24 /* positions a session needs beyond a prompt with its answer: a set of words is looked for in so many more */
+#define LM_ANSWER_ROOM \
+    12 /* positions a session needs beyond a prompt with its answer: a set of words is looked for in so many more */
 
 /*
  * lm_ask() - one prompt, one answer per session.

@@ -18,9 +18,12 @@ static const struct {
     int has_depth, least;
     double entry;
 } tasks[LM_TASK_COUNT] = {
-    [LM_TASK_PASSKEY] = { lm__build_passkey, 1, 32, 1.0 },   [LM_TASK_NEEDLES] = { lm__build_needles, 1, 32, 1.0 },
-    [LM_TASK_KV] = { lm__build_kv, 1, 8, 24.0 },             [LM_TASK_REPEAT] = { lm__build_repeat, 1, 32, 1.0 },
-    [LM_TASK_TRACKING] = { lm__build_tracking, 0, 32, 1.0 }, [LM_TASK_COMMON] = { lm__build_common, 0, 40, 1.7 },
+    [LM_TASK_PASSKEY] = { lm__build_passkey, 1, 32, 1.0 },
+    [LM_TASK_NEEDLES] = { lm__build_needles, 1, 32, 1.0 },
+    [LM_TASK_KV] = { lm__build_kv, 1, 8, 24.0 },
+    [LM_TASK_REPEAT] = { lm__build_repeat, 1, 32, 1.0 },
+    [LM_TASK_TRACKING] = { lm__build_tracking, 0, 32, 1.0 },
+    [LM_TASK_COMMON] = { lm__build_common, 0, 40, 1.7 },
     [LM_TASK_FREQUENT] = { lm__build_frequent, 0, 40, 3.5 },
 };
 
@@ -34,7 +37,7 @@ int lm_task_has_depth(int task)
 #define LINE_LONG       160 /* a line as long as that ends at the next blank */
 #define LINE_LONGEST    240 /* or here */
 #define FILLER_LEAST    64
-#define CONTINUES(byte) (((unsigned char)(byte) & 0xc0u) == 0x80u) /* inside a character of UTF-8 */
+#define CONTINUES(byte) (((unsigned char)(byte)&0xc0u) == 0x80u) /* inside a character of UTF-8 */
 
 static int line_bytes(const char *text, size_t bytes)
 {
@@ -80,8 +83,8 @@ int lm_filler_make(lm_filler *filler, const char *text, size_t bytes, lm_counter
     filler->lines = calloc((size_t)count_lines(text, bytes) + 1, sizeof *filler->lines);
     int status = filler->lines ? measure_lines(filler, bytes, counter, user) : LM_ENOMEM;
     if (status == LM_OK && filler->tokens < FILLER_LEAST) {
-        status = lm__fail(error, LM_ELIMIT, "the text has %d tokens, prompts are made of at least %d", (int)filler->tokens,
-                          FILLER_LEAST);
+        status =
+            lm__fail(error, LM_ELIMIT, "the texts: %d tokens, prompts are made of at least %d", (int)filler->tokens, FILLER_LEAST);
     } else if (status != LM_OK) {
         lm__fail(error, status, "out of memory while counting tokens");
     }
@@ -236,8 +239,9 @@ static int check_depths(const lm_case_plan *plan, lm_error *error)
     for (int i = 0; good && tasks[plan->task].has_depth && i < plan->depth_count; i++) {
         good = plan->depths[i] >= 0 && plan->depths[i] <= 100;
     }
-    return good ? LM_OK : lm__fail(error, LM_EINVAL, "task %s takes 1 to %d depths of 0 to 100 percent",
-                                   lm_task_names[plan->task], LM_DEPTHS_MAX);
+    return good ? LM_OK
+                : lm__fail(error, LM_EINVAL, "task %s takes 1 to %d depths of 0 to 100 percent", lm_task_names[plan->task],
+                           LM_DEPTHS_MAX);
 }
 
 int lm_case_make(lm_case *made, const lm_case_plan *plan, lm_error *error)

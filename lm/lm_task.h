@@ -53,7 +53,7 @@ typedef struct lm_filler {
     int64_t tokens; /* of all lines together */
 } lm_filler;
 
-/* lm_filler_make() - LM_ELIMIT: the text has fewer than 64 tokens; LM_ENOMEM, or what the counter returned. */
+/* lm_filler_make() - LM_ELIMIT: there are fewer than 64 tokens; LM_ENOMEM, or what the counter returned. */
 int lm_filler_make(lm_filler *filler, const char *text, size_t bytes, lm_counter counter, void *user, lm_error *error);
 void lm_filler_free(lm_filler *filler);
 

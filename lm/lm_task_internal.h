@@ -34,8 +34,9 @@ void lm__shuffle(lm_dice *dice, int *items, int count);
 #define LM_WORD_BYTES 32
 typedef char lm_word[LM_WORD_BYTES];
 
-void lm__made_word(lm_word word, lm_dice *dice);                           /* three syllables: "baluri" */
-void lm__real_word(lm_word word, lm_dice *dice, const lm_filler *filler); /* 4 to 9 small letters from the filler; made if none is met */
+void lm__made_word(lm_word word, lm_dice *dice); /* three syllables: "baluri" */
+void lm__real_word(lm_word word, lm_dice *dice,
+                   const lm_filler *filler); /* 4 to 9 small letters from the filler; made if none is met */
 
 /* lm__names() - two-word names, all different; at most LM_NAMES_MAX. */
 #define LM_NAMES_MAX 256

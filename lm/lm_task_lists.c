@@ -38,7 +38,8 @@ static void place_chain(lm_insert *inserts, const lm_word *names, int value, lm_
 static int ask_chain(lm_builder *b, const lm_text *context, const lm_word *names, int value)
 {
     lm_text question = { NULL, 0, 0, 0 };
-    lm__text_print(&question, "\nQuestion: which variables have the value %d in the text above, directly or through other variables?\n",
+    lm__text_print(&question,
+                   "\nQuestion: which variables have the value %d in the text above, directly or through other variables?\n",
                    value);
     lm__text_print(&question, "Answer: the %d variables with the value %d are", CHAIN, value);
     int status = lm__prompt_add_set(b->out, context, &question, names, CHAIN);

@@ -137,8 +137,8 @@ int lm__is_new(const lm_word *words, int count)
 /* 16 x 16 pairs, numbered and drawn without replacement. */
 void lm__names(lm_word *names, int count, lm_dice *dice)
 {
-    static const char *const first[16] = { "silver", "quiet",  "amber",  "hollow", "crimson", "frozen", "gentle", "northern",
-                                           "velvet", "broken", "golden", "distant", "iron",   "misty",  "scarlet", "ancient" };
+    static const char *const first[16] = { "silver", "quiet",  "amber",  "hollow",  "crimson", "frozen", "gentle",  "northern",
+                                           "velvet", "broken", "golden", "distant", "iron",    "misty",  "scarlet", "ancient" };
     static const char *const second[16] = { "harbor", "lantern", "meadow", "canyon", "orchard", "castle", "river",  "mirror",
                                             "garden", "valley",  "bridge", "forest", "island",  "tower",  "desert", "anchor" };
     int order[LM_NAMES_MAX];
