@@ -120,7 +120,7 @@ static void shared(void)
             size_t equal = 0;
             while (a->text[equal] && a->text[equal] == b->text[equal]) equal++;
             double expected = task == LM_TASK_PASSKEY ? depths[b->depth] / 100.0 - 0.05 : 0.9;
-            EXPECT_THAT(equal > expected * (double)b->asked, "%s: %zu of %zu bytes shared", lm_task_names[task], equal, b->asked);
+            EXPECT_THAT((double)equal > expected * (double)b->asked, "%s: %zu of %zu bytes shared", lm_task_names[task], equal, b->asked);
         }
         lm_case_free(&made);
     }
