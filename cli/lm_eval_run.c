@@ -168,10 +168,10 @@ static int run_tasks(eval_result *result, const lm_desk *desk, const eval_plan *
     lm_error error = { { 0 } };
     lm_reader reader;
     int code = prepare_tasks(result, plan);
-    code = code == CLI_OK ? lm_failed(lm_reader_open(&reader, &desk->group, &error), &error) : code;
     if (code != CLI_OK) {
         return code;
     }
+    code = lm_failed(lm_reader_open(&reader, &desk->group, &error), &error);
     reader.planned = planned_tokens(result);
     cli_progress_start("asking both attentions");
     for (int t = 0; code == CLI_OK && t < result->task_count; t++) {

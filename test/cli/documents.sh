@@ -67,6 +67,8 @@ touch a.npy a.txt
 mkdir b
 completes 'attend' a
 completes 'bench' b
+completes 'eval' e
+completes 'off' eval --reference o
 completes 'decode' bench d
 completes '--causal --causal-shift' attend --caus
 completes '--k --k-near --kv-type' attend --q a.npy --k
