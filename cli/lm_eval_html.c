@@ -116,7 +116,7 @@ static int put_task_table(FILE *page, const eval_result *result)
         "of them that it says. Accuracy: share of the right answer's tokens that are the most likely one, the right ones before "
         "given. Log-probability: mean over those tokens. A small model fails many tasks with any attention; the difference is what "
         "counts.</p>\n<div class=\"wide\"><table>\n<caption>All lengths and depths together. In parentheses: 95 % interval, "
-        "resampled by prompts.</caption>\n",
+        "resampled by prompts; from less than about six prompts it is an indication.</caption>\n",
         page);
     put_header(page, header);
     for (int t = 0; code == CLI_OK && t < result->task_count; t++) {
@@ -240,7 +240,7 @@ static void put_summary(FILE *page, const eval_result *result)
     page_text(page, result->model);
     fputs(". Machine: ", page);
     page_text(page, result->machine);
-    fprintf(page, ", %d threads. Seed %llu, prompts of each length: %d.</p>\n", result->threads, (unsigned long long)result->seed,
+    fprintf(page, ". Threads: %d. Seed: %llu. Prompts of each length: %d.</p>\n", result->threads, (unsigned long long)result->seed,
             result->samples);
 }
 

@@ -1,7 +1,7 @@
 /*
  * lm_bootstrap.c - resampling by counter-based random numbers. Knows neither llama.cpp nor sessions.
  *
- * Invariant: draw r takes its i-th unit by step r * units + i of the seed's stream, so the interval depends on nothing else.
+ * Invariant: draw r takes its i-th unit by step r * units + i of the seed's stream; the interval depends on nothing else.
  */
 #include "lm_bootstrap.h"
 
@@ -21,14 +21,18 @@ static double mean_of(const lm_unit *units, int count)
     return total.weight > 0.0 ? total.sum / total.weight : 0.0;
 }
 
+/* One unit less than the stratum has is drawn, and weighs for it (Rao and Wu 1988): drawing all of them would make the mean of n
+ * units vary by the factor (n - 1) / n too little, which is half of it where there are two. */
 static double draw_once(const lm_unit *units, const int *strata, int count, uint64_t seed, uint64_t step)
 {
     lm_unit total = { 0.0, 0.0 };
     for (int s = 0; s < count; units += strata[s++]) {
-        for (int i = 0; i < strata[s]; i++) {
+        const int drawn = strata[s] - 1;
+        const double each = (double)strata[s] / drawn;
+        for (int i = 0; i < drawn; i++) {
             const lm_unit *unit = &units[lm_bits(seed, step++) % (uint64_t)strata[s]];
-            total.sum += unit->sum;
-            total.weight += unit->weight;
+            total.sum += each * unit->sum;
+            total.weight += each * unit->weight;
         }
     }
     return total.weight > 0.0 ? total.sum / total.weight : 0.0;

@@ -22,7 +22,8 @@ typedef struct lm_interval {
 
 /*
  * lm_bootstrap() - draw the units of every stratum anew, with replacement, LM_BOOTSTRAP_DRAWS times; the interval is from the 2.5th
- * to the 97.5th percentile of the means. The same seed gives the same interval.
+ * to the 97.5th percentile of the means. The same seed gives the same interval. It can reach no further than the units do: from less
+ * than about six of them in all it is an indication, narrower than it should be.
  *
  * In:      units   those of the first stratum, then those of the second, ...
  *          strata  number of units in each. Strata are what the design fixes (prompt lengths, say): none is drawn more or less often.

@@ -55,6 +55,28 @@ static void cover(void)
     EXPECT_THAT(held >= 262 && held < 300, "%d of 300 intervals hold the truth", held);
 }
 
+/* Many strata of two units each: the interval is still mean +- 1.96 standard errors of a stratified mean, not 0.7 of that. */
+static void small_strata(void)
+{
+    enum { STRATA = 300 };
+    static lm_unit units[2 * STRATA];
+    static int cut[STRATA];
+    double mean = 0.0, variance = 0.0;
+    fill(units, 2 * STRATA, 0.0, 1.0);
+    for (int s = 0; s < STRATA; s++) {
+        const double a = units[2 * s].sum, b = units[2 * s + 1].sum;
+        cut[s] = 2;
+        mean += (a + b) / (2 * STRATA);
+        variance += (a - b) * (a - b) / 4.0 / STRATA / STRATA; /* s^2 / 2 of each stratum's mean */
+    }
+    lm_interval interval;
+    double half = 1.96 * sqrt(variance);
+    EXPECT_INT(lm_bootstrap(&interval, units, cut, STRATA, 5), LM_OK);
+    EXPECT_NEAR(interval.value, mean, 1e-12);
+    EXPECT_NEAR(interval.low, mean - half, 0.1 * 2.0 * half);
+    EXPECT_NEAR(interval.high, mean + half, 0.1 * 2.0 * half);
+}
+
 /* A unit counts by its weight, and units that say the same leave no doubt. */
 static void weights(void)
 {
@@ -64,7 +86,9 @@ static void weights(void)
     EXPECT(interval.low >= 2.0 && interval.low < 3.0 && interval.high > 3.0 && interval.high <= 4.0);
     const lm_unit equal[4] = { { 3.0, 2.0 }, { 1.5, 1.0 }, { 6.0, 4.0 }, { 1.5, 1.0 } };
     interval = interval_of(equal, 4, 1);
-    EXPECT(interval.value == 1.5 && interval.low == 1.5 && interval.high == 1.5);
+    EXPECT_NEAR(interval.value, 1.5, 1e-12);
+    EXPECT_NEAR(interval.low, 1.5, 1e-12);
+    EXPECT_NEAR(interval.high, 1.5, 1e-12);
 }
 
 /* Units alike within their stratum: drawn by stratum, the mean never moves; drawn from one pot, it does. */
@@ -75,7 +99,9 @@ static void strata(void)
     lm_interval interval;
     for (int i = 0; i < 12; i++) units[i] = (lm_unit){ i < 4 ? 5.0 : -1.0, 1.0 };
     EXPECT_INT(lm_bootstrap(&interval, units, cut, 2, 3), LM_OK);
-    EXPECT(interval.value == 1.0 && interval.low == 1.0 && interval.high == 1.0);
+    EXPECT_NEAR(interval.value, 1.0, 1e-12);
+    EXPECT_NEAR(interval.low, 1.0, 1e-12);
+    EXPECT_NEAR(interval.high, 1.0, 1e-12);
     interval = interval_of(units, 12, 3);
     EXPECT(interval.low < 0.0 && interval.high > 2.0);
 }
@@ -106,6 +132,7 @@ int main(int argc, char **argv)
     test_begin(argc, argv);
     TEST(normal_theory);
     TEST(cover);
+    TEST(small_strata);
     TEST(weights);
     TEST(strata);
     TEST(repeats);
