@@ -27,6 +27,7 @@ librandom123-dev header Random123/philox.h
 wanted_test='
 python3-numpy   any_python "import numpy"
 clang           has clang
+libclang-rt-dev echo "int main(void){return 0;}" | clang -fsanitize=thread -x c - -o /dev/null
 libomp-dev      clang -fopenmp -x c -E - </dev/null && ls /usr/lib/llvm-*/lib/libomp.so
 '
 wanted_arm64='

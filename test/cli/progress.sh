@@ -4,6 +4,12 @@ exec "${KNA_PYTHON:-/usr/bin/python3}" -B - <<'END'
 import os, pty, re, shutil, subprocess, tempfile, threading, time
 import numpy as np
 
+try:
+    for end in pty.openpty(): os.close(end)
+except OSError as error:
+    print("skipped: this machine has no terminals to offer:", error)
+    raise SystemExit(77)
+
 KNA = os.environ["KNA"]
 folder = tempfile.mkdtemp(prefix="kna-test-")
 os.chdir(folder)

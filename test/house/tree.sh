@@ -5,7 +5,7 @@ cd "$KNA_SOURCE_DIR"
 bad=0
 complain() { echo "$1"; bad=1; }
 
-if git rev-parse --git-dir >/dev/null 2>&1; then files=$(git ls-files --cached --others --exclude-standard); else files=$(find . -type f -not -path './build*' | sed 's|^\./||'); fi
+if git rev-parse --git-dir >/dev/null 2>&1; then files=$(git ls-files --cached --others --exclude-standard); else files=$(find . -type f -not -path './build*' -not -path './.git/*' | sed 's|^\./||'); fi
 for file in $files; do
     [ -f "$file" ] || continue
     bytes=$(stat -c %s "$file")
