@@ -51,6 +51,7 @@ int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `mod
 int kna_cmd_generate(int argc, char **argv);
 int kna_cmd_ppl(int argc, char **argv);
 int kna_cmd_demo(int argc, char **argv);
+int kna_cmd_eval(int argc, char **argv);
 int kna_cmd_bench_model(int argc, char **argv);
 
 /* ------------------------------------------------------------------ 2. Options */
@@ -62,7 +63,8 @@ typedef enum cli_kind {
     CLI_TEXT,   /* const char *, not empty, borrowed from argv */
     CLI_CHOICE, /* int: position in `choices` */
     CLI_SEED,   /* uint64_t, decimal or 0x... */
-    CLI_LIST    /* cli_list: 1..CLI_LIST_MAX integers in low..high, separated by commas */
+    CLI_LIST,   /* cli_list: 1..CLI_LIST_MAX integers in low..high, separated by commas */
+    CLI_TEXTS   /* cli_texts, not empty, borrowed from argv: an option that may be given several times */
 } cli_kind;
 
 #define CLI_LIST_MAX 32
@@ -70,6 +72,12 @@ typedef struct cli_list {
     int count;
     int64_t values[CLI_LIST_MAX];
 } cli_list;
+
+#define CLI_TEXTS_MAX 16
+typedef struct cli_texts {
+    int count;
+    const char *values[CLI_TEXTS_MAX];
+} cli_texts;
 
 /* One option of a table; the table ends with name NULL. Values already in place before parsing are the defaults. */
 typedef struct cli_option {

@@ -69,6 +69,9 @@ char *lm_text_of(const lm_model *model, const int32_t *tokens, int count);
 
 /* ------------------------------------------------------------------ figures */
 
+/* lm_machine_name() - the processor, as the system calls it. */
+void lm_machine_name(char *name, size_t size);
+
 double lm_per_second(int64_t count, double seconds); /* 0 of no time */
 double lm_prefill_rate(const lm_timing *timing);
 double lm_decode_rate(const lm_timing *timing);

@@ -187,23 +187,6 @@ double demo_decode_ratio(const demo_result *result, int i)
     return lm_decode_rate(&result->entries[i].made) / (full > flash ? full : flash);
 }
 
-static void name_machine(char *name, size_t size)
-{
-    char line[256];
-    FILE *facts = fopen("/proc/cpuinfo", "r");
-    snprintf(name, size, "this machine");
-    while (facts && fgets(line, sizeof line, facts)) {
-        const char *value = strchr(line, ':');
-        if (value && (strncmp(line, "model name", 10) == 0 || strncmp(line, "Model", 5) == 0)) {
-            snprintf(name, size, "%.*s", (int)strcspn(value + 2, "\n"), value + 2);
-            break;
-        }
-    }
-    if (facts) {
-        fclose(facts);
-    }
-}
-
 static void describe(demo_result *result, const request *r, const lm_desk *desk, const document *d)
 {
     const char *slash = strrchr(r->input.file, '/');
@@ -215,7 +198,7 @@ static void describe(demo_result *result, const request *r, const lm_desk *desk,
     result->tokens = d->tokens.count;
     result->scored = r->scored < half ? (int)r->scored : half;
     result->count = (int)r->count;
-    name_machine(result->machine, sizeof result->machine);
+    lm_machine_name(result->machine, sizeof result->machine);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         result->entries[i].name = contenders[i].name;
     }

@@ -2,64 +2,31 @@
  * lm_demo_html.c - a demo's figures as one page: bars, a table, the four continuations.
  *
  * Invariant: the page needs nothing but itself: no script, no font, no picture from elsewhere; it follows the reader's light or
- * dark setting and is readable on a phone. All text that is not ours passes put_text().
+ * dark setting and is readable on a phone. All text that is not ours passes page_text().
  */
 #include "lm_demo.h"
+#include "page.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Longer than what compilers of C11 must take as one string, hence in parts. */
 static const char *const style[] = {
-    ":root{color-scheme:light dark;--paper:#fbfaf7;--ink:#1d1c1a;--soft:#6a665f;--line:#dcd8d0;--card:#fff;"
-    "--peer:#a9a397;--exact:#6f93b8;--knn:#c2571a;--mark:#ffe0a3}\n"
-    "@media(prefers-color-scheme:dark){:root{--paper:#171614;--ink:#ece8e1;--soft:#a39d92;--line:#37342f;--card:#201e1b;"
-    "--peer:#726c62;--exact:#6d97c4;--knn:#ef8a4a;--mark:#6b4a12}}\n",
-    "*{box-sizing:border-box}\nbody{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\n"
-    "main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}\n"
-    "h1{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem}\nh2{font-size:1.1rem;margin:2.2rem 0 .6rem}\n"
-    "p{max-width:46rem;margin:.5rem 0}\n.soft{color:var(--soft);font-size:.92rem}\n",
+    ":root{--peer:#a9a397;--exact:#6f93b8;--knn:#c2571a;--mark:#ffe0a3}\n"
+    "@media(prefers-color-scheme:dark){:root{--peer:#726c62;--exact:#6d97c4;--knn:#ef8a4a;--mark:#6b4a12}}\n"
     ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1rem}\n"
-    ".card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.9rem 1rem;margin:0}\n"
-    "svg{display:block;width:100%;height:auto}\nsvg text{fill:var(--ink);font:13px system-ui,sans-serif}\n"
-    "svg .title{font-weight:600;font-size:14px}\nsvg .soft{fill:var(--soft);font-size:12px}\n"
     ".peer{fill:var(--peer)}.exact{fill:var(--exact)}.knn{fill:var(--knn)}\n",
-    ".wide{overflow-x:auto}\ntable{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}\n"
-    "th,td{text-align:right;padding:.3rem .5rem;border-bottom:1px solid var(--line);vertical-align:bottom}\n"
-    "td{white-space:nowrap}td:first-child{text-align:left;white-space:normal}.detail td{color:var(--soft)}\n"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0 0;font:14px/1.45 ui-monospace,monospace}\n"
     "mark{background:var(--mark);color:inherit;border-radius:.15rem}\n.texts{display:grid;gap:1rem}\n",
+    NULL,
 };
 
 /* ------------------------------------------------------------------ text */
-
-static void put_text(FILE *page, const char *text)
-{
-    for (; *text; text++) {
-        switch (*text) {
-        case '&':
-            fputs("&amp;", page);
-            break;
-        case '<':
-            fputs("&lt;", page);
-            break;
-        case '>':
-            fputs("&gt;", page);
-            break;
-        case '"':
-            fputs("&quot;", page);
-            break;
-        default:
-            putc(*text, page);
-        }
-    }
-}
 
 static int put_tokens(FILE *page, const lm_model *model, const int32_t *tokens, int count)
 {
     char *text = lm_text_of(model, tokens, count);
     if (text) {
-        put_text(page, text);
+        page_text(page, text);
     }
     free(text);
     return text ? CLI_OK : cli_fail("out of memory");
@@ -111,7 +78,7 @@ static void put_bar(FILE *page, const chart *c, const demo_result *result, int i
     double value = c->value(result, i), width = most > 0.0 ? BAR_WIDTH * value / most : 0.0;
     int y = 50 + i * ROW_HEIGHT;
     fprintf(page, "<text x=\"0\" y=\"%d\">", y + 11);
-    put_text(page, result->entries[i].name);
+    page_text(page, result->entries[i].name);
     fprintf(page, "</text><rect class=\"%s\" x=\"0\" y=\"%d\" width=\"%.1f\" height=\"14\" rx=\"2\"/>", bar_class[i], y + 16,
             width);
     fprintf(page, "<text x=\"%.1f\" y=\"%d\">%.*f%s</text>\n", width + 6.0, y + 28, c->digits, value, c->sign);
@@ -135,18 +102,6 @@ static void put_chart(FILE *page, const chart *c, const demo_result *result)
 
 /* ------------------------------------------------------------------ parts of the page */
 
-static void put_head(FILE *page)
-{
-    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>kNN attention on one "
-          "document</title>\n<style>\n",
-          page);
-    for (size_t i = 0; i < sizeof style / sizeof style[0]; i++) {
-        fputs(style[i], page);
-    }
-    fputs("</style>\n</head>\n<body>\n<main>\n", page);
-}
-
 static double off_full(const demo_result *result, int i)
 {
     return lm_score_perplexity(&result->entries[i].score) / lm_score_perplexity(&result->entries[DEMO_FULL].score) - 1.0;
@@ -168,11 +123,11 @@ static void put_summary(FILE *page, const demo_result *result)
         "llama.cpp -fa 1, which differs from it by rounding only, is %+.2f %% off, and the first %d tokens are the same.</p>\n",
         100.0 * off_full(result, DEMO_KNN), knn->equal, result->count, 100.0 * off_full(result, DEMO_FLASH), flash->equal);
     fputs("<p class=\"soft\">Model: ", page);
-    put_text(page, lm_model_name(result->model));
+    page_text(page, lm_model_name(result->model));
     fputs(". Document: ", page);
-    put_text(page, result->document);
+    page_text(page, result->document);
     fputs(". Machine: ", page);
-    put_text(page, result->machine);
+    page_text(page, result->machine);
     fprintf(page, ", %d threads.</p>\n", result->threads);
 }
 
@@ -180,13 +135,13 @@ static void put_row(FILE *page, const demo_row *row, const demo_result *result)
 {
     int is_detail = row->label[0] == ' ';
     fprintf(page, "<tr%s><td>", is_detail ? " class=\"detail\"" : "");
-    put_text(page, row->label);
+    page_text(page, row->label);
     fputs("</td>", page);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         char text[32] = "";
         row->cell(text, sizeof text, result, i);
         fputs("<td>", page);
-        put_text(page, text[0] ? text : "–");
+        page_text(page, text[0] ? text : "–");
         fputs("</td>", page);
     }
     fputs("</tr>\n", page);
@@ -197,7 +152,7 @@ static void put_table(FILE *page, const demo_result *result)
     fputs("<h2>Figures</h2>\n<div class=\"wide\"><table>\n<thead><tr><th></th>", page);
     for (int i = 0; i < DEMO_CONTENDERS; i++) {
         fputs("<th>", page);
-        put_text(page, result->entries[i].name);
+        page_text(page, result->entries[i].name);
         fputs("</th>", page);
     }
     fputs("</tr></thead>\n<tbody>\n", page);
@@ -233,7 +188,7 @@ static int put_tail(FILE *page, const char *tail)
 {
     char *text = lm_clean(tail, strlen(tail));
     if (text) {
-        put_text(page, text);
+        page_text(page, text);
     }
     free(text);
     return text ? CLI_OK : cli_fail("out of memory");
@@ -249,7 +204,7 @@ static int put_texts(FILE *page, const demo_result *result)
           page);
     for (int i = 0; code == CLI_OK && i < DEMO_CONTENDERS; i++) {
         fputs("<div class=\"card\"><strong>", page);
-        put_text(page, result->entries[i].name);
+        page_text(page, result->entries[i].name);
         fputs("</strong>", page);
         if (i != DEMO_FULL) {
             fprintf(page, " <span class=\"soft\">first %d of %d tokens equal</span>", result->entries[i].equal, result->count);
@@ -264,7 +219,7 @@ static int put_texts(FILE *page, const demo_result *result)
 
 int demo_html(const demo_result *result, FILE *page)
 {
-    put_head(page);
+    page_open(page, "kNN attention on one document", style);
     put_summary(page, result);
     fputs("<h2>Side by side</h2>\n<div class=\"charts\">\n", page);
     for (size_t i = 0; i < CHARTS; i++) {
@@ -273,6 +228,6 @@ int demo_html(const demo_result *result, FILE *page)
     fputs("</div>\n", page);
     put_table(page, result);
     int code = put_texts(page, result);
-    fprintf(page, "<p class=\"soft\">knnattn %s, kna demo</p>\n</main>\n</body>\n</html>\n", KNA_VERSION_STRING);
+    page_close(page, "kna demo");
     return code;
 }

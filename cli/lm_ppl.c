@@ -5,6 +5,8 @@
  */
 #include "lm_common.h"
 
+#include <string.h>
+
 typedef struct request {
     lm_input input;
     lm_choice choice;
@@ -124,8 +126,9 @@ static int print_words(const answer *a)
 static int measure(const request *r, const lm_desk *desk, const lm_tokens *text)
 {
     lm_error error = { { 0 } };
-    lm_score scores[2] = { { { 0, 0.0, 0.0 }, { 0, 0.0, 0.0 }, 0 } };
+    lm_score scores[2];
     answer a = { .request = r, .desk = desk, .scores = scores };
+    memset(scores, 0, sizeof scores);
     cli_progress_start("perplexity");
     int status = lm_perplexity(scores, &a.windows, &desk->group, text, (int)r->context, (int)r->chunks, &error);
     cli_progress_end();

@@ -141,6 +141,23 @@ char *lm_text_of(const lm_model *model, const int32_t *tokens, int count)
 
 /* ------------------------------------------------------------------ figures */
 
+void lm_machine_name(char *name, size_t size)
+{
+    char line[256];
+    FILE *facts = fopen("/proc/cpuinfo", "r");
+    snprintf(name, size, "this machine");
+    while (facts && fgets(line, sizeof line, facts)) {
+        const char *value = strchr(line, ':');
+        if (value && (strncmp(line, "model name", 10) == 0 || strncmp(line, "Model", 5) == 0)) {
+            snprintf(name, size, "%.*s", (int)strcspn(value + 2, "\n"), value + 2);
+            break;
+        }
+    }
+    if (facts) {
+        fclose(facts);
+    }
+}
+
 double lm_per_second(int64_t count, double seconds)
 {
     return seconds > 0.0 ? (double)count / seconds : 0.0;

@@ -41,6 +41,12 @@ int kna_cmd_demo(int argc, char **argv)
     return refuse_without_llama("demo");
 }
 
+int kna_cmd_eval(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    return refuse_without_llama("eval");
+}
+
 int kna_cmd_bench_model(int argc, char **argv)
 {
     (void)argc, (void)argv;
@@ -54,6 +60,7 @@ static const cli_command commands[] = {
     { "attend", "attention of .npy arrays: exact, topk or knn", kna_cmd_attend },
     { "generate", "continue a text with a model", kna_cmd_generate },
     { "ppl", "perplexity of a text under a model", kna_cmd_ppl },
+    { "eval", "what an attention costs a model's answers, beside full attention", kna_cmd_eval },
     { "bench", "measure speed: decode, prefill, attend, model", kna_cmd_bench },
     { "demo", "a real document in a real model, side by side", kna_cmd_demo },
     { NULL, NULL, NULL },

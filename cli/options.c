@@ -108,6 +108,14 @@ static int set_text(const cli_option *option, const char *text, const char **val
     return CLI_GO_ON;
 }
 
+static int set_texts(const cli_option *option, const char *text, cli_texts *texts)
+{
+    if (texts->count == CLI_TEXTS_MAX) return cli_refuse("--%s: more than %d are given", option->name, CLI_TEXTS_MAX);
+    const int code = set_text(option, text, &texts->values[texts->count]);
+    texts->count += code == CLI_GO_ON;
+    return code;
+}
+
 static int set_value(const cli_option *option, void *values, const char *text)
 {
     void *value = (char *)values + option->offset;
@@ -127,6 +135,8 @@ static int set_value(const cli_option *option, void *values, const char *text)
         return set_seed(option, text, value);
     case CLI_LIST:
         return set_list(option, text, value);
+    case CLI_TEXTS:
+        return set_texts(option, text, value);
     }
     return CLI_REFUSED;
 }

@@ -77,18 +77,36 @@ double lm_divergence(const float *reference, const float *logits, int vocab)
     return divergence > 0.0 ? divergence : 0.0;
 }
 
+static void add_comparison(lm_score *score, const lm_row *row)
+{
+    lm_mean_add(&score->divergence, row->divergence);
+    score->agree += row->agree;
+}
+
+static void compare(lm_row *row, const float *logits, const float *reference, int vocab)
+{
+    row->divergence = lm_divergence(reference, logits, vocab);
+    row->agree = lm_top(logits, vocab) == lm_top(reference, vocab);
+}
+
 void lm_score_compare(lm_score *score, const float *logits, const float *reference, int vocab)
 {
-    lm_mean_add(&score->divergence, lm_divergence(reference, logits, vocab));
-    score->agree += lm_top(logits, vocab) == lm_top(reference, vocab);
+    lm_row row = { 0.0, 0.0, 0 };
+    compare(&row, logits, reference, vocab);
+    add_comparison(score, &row);
 }
 
 void lm_score_add(lm_score *score, const float *logits, const float *reference, int vocab, int32_t token)
 {
-    lm_mean_add(&score->nll, lm_nll(logits, vocab, token));
+    lm_row row = { lm_nll(logits, vocab, token), 0.0, 0 };
     if (reference) {
-        lm_score_compare(score, logits, reference, vocab);
+        compare(&row, logits, reference, vocab);
+        add_comparison(score, &row);
     }
+    if (score->rows && score->nll.count < score->room) {
+        score->rows[score->nll.count] = row;
+    }
+    lm_mean_add(&score->nll, row.nll);
 }
 
 double lm_score_perplexity(const lm_score *score)
@@ -125,12 +143,16 @@ int32_t lm_sample(const float *logits, int vocab, double temperature, double u)
     return last; /* rounding used up the whole sum */
 }
 
-/* splitmix64's finaliser over a counter: enough for drawing one token per step. */
-double lm_random(uint64_t seed, uint64_t step)
+/* splitmix64's finaliser over a counter: enough for drawing tokens, prompts and resamples. */
+uint64_t lm_bits(uint64_t seed, uint64_t step)
 {
     uint64_t x = seed + (step + 1) * 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    x ^= x >> 31;
-    return (double)(x >> 11) * 0x1.0p-53;
+    return x ^ (x >> 31);
+}
+
+double lm_random(uint64_t seed, uint64_t step)
+{
+    return (double)(lm_bits(seed, step) >> 11) * 0x1.0p-53;
 }

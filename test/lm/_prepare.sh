@@ -7,6 +7,8 @@ set -eu
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0
 model=$KNA_MODEL
 python=${KNA_PYTHON:-/usr/bin/python3}
+PYTHONPATH=$(cd "$(dirname "$0")" && pwd) # page.py
+export PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"

@@ -63,8 +63,11 @@ static void means(void)
 static void scores(void)
 {
     lm_score score;
+    lm_row rows[3] = { { 0.0, 0.0, 0 }, { 0.0, 0.0, 0 }, { -1.0, -1.0, -1 } };
     float flat[VOCAB], row[VOCAB];
     memset(&score, 0, sizeof score);
+    score.rows = rows;
+    score.room = 2;
     EXPECT(lm_score_agreement(&score) == 1.0);
     for (int i = 0; i < VOCAB; i++) flat[i] = 0.25f;
     random_row(row, 3.0, 0.0);
@@ -76,6 +79,10 @@ static void scores(void)
     EXPECT_NEAR(lm_score_perplexity_error(&score), 0.0, 1e-4);
     EXPECT(score.nll.count == 3 && score.divergence.count == 2);
     EXPECT_NEAR(lm_score_agreement(&score), 0.5, 0.0);
+    EXPECT_NEAR(rows[0].nll + rows[1].nll, 2.0 * log((double)VOCAB), 1e-9);
+    EXPECT(rows[0].divergence == lm_divergence(row, flat, VOCAB) && rows[1].divergence == 0.0);
+    EXPECT(rows[0].agree == 0 && rows[1].agree == 1);
+    EXPECT(rows[2].nll == -1.0); /* no room for the third */
 }
 
 /* Frequencies of drawn tokens within five standard deviations of their probability. */
