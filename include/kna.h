@@ -331,7 +331,7 @@ typedef struct kna_report {
  * Order:   among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
- *          knn: n / 16 mean keys, the mean values of the clusters that weigh anything, recent and first rows, rows since the
+ *          knn: n / 16 mean keys and mean values, recent and first rows, rows since the
  *          last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.

@@ -175,6 +175,22 @@ static bool is_ordinary(const choice *x, int64_t first, int64_t end)
     return !seen || sinks == 0 || low + sinks <= KNA_FIRST_ROWS || end <= low || (first ? first : 0) >= low + sinks;
 }
 
+static int64_t shared_clusters(const choice *x)
+{
+    int64_t together = x->rows == 1 ? 1 : x->rows <= x->o->g ? 2 : 4;
+    return (count_option(x->o->options.k_near, 256) * together + 15) / 16;
+}
+
+static int64_t own_clusters(const choice *x)
+{
+    return x->rows <= x->o->g ? 0 : (count_option(x->o->options.k_near, 256) + 15) / 16;
+}
+
+static int64_t budget(const choice *x)
+{
+    return shared_clusters(x) + own_clusters(x);
+}
+
 static void find_clusters(choice *x)
 {
     const kna__clusters *c = &x->index->clusters;
@@ -191,6 +207,10 @@ static void find_clusters(choice *x)
             }
         }
         piece += c->state[piece] == KNA_PIECE_OPEN ? 1 : rows / KNA_PIECE;
+    }
+    if (x->clusters < 2 * budget(x)) { /* as good as all would be read */
+        x->clusters = 0;
+        memset(x->clustered, 0, (size_t)x->o->n * sizeof *x->clustered);
     }
 }
 
@@ -212,7 +232,7 @@ static void weigh(choice *x, int64_t r)
     for (int64_t s = 0; s < x->clusters; s++) {
         double z = 0;
         for (int64_t i = 0; i < o->d; i++) z += o->scale * q[i] * oracle_f16(c->key[x->at[s] * o->d + i]);
-        mass[s] = c->count[x->at[s]] == 0 ? HIDDEN : cap > 0 ? cap * tanh(z / cap) : z;
+        mass[s] = c->count[x->at[s]] == 0 || c->always[x->at[s]] ? HIDDEN : cap > 0 ? cap * tanh(z / cap) : z;
         x->top[r] = fmax(x->top[r], mass[s]);
     }
     for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
@@ -261,7 +281,7 @@ static double error_left(const choice *x)
 static void choose(choice *x)
 {
     const kna_attend_options *o = &x->o->options;
-    int64_t together = x->rows == 1 ? 1 : x->rows <= x->o->g ? 2 : 4, want = (count_option(o->k_near, 128) * together + 15) / 16;
+    int64_t want = shared_clusters(x);
     for (int64_t s = 0; s < x->clusters; s++) {
         bool always = x->index->clusters.always[x->at[s]];
         want += always;
@@ -283,10 +303,9 @@ static void choose(choice *x)
 /* In prefill, a row also reads clusters of its own. */
 static void choose_own(choice *x, int64_t r, bool *taken)
 {
-    int64_t own = (count_option(x->o->options.k_near, 128) + 15) / 16;
     double *score = malloc((size_t)(x->clusters + 1) * sizeof *score);
     for (int64_t s = 0; s < x->clusters; s++) score[s] = x->mass[r * x->clusters + s] * stray(x, s);
-    take_largest(x, score, own, taken);
+    take_largest(x, score, own_clusters(x), taken);
     free(score);
 }
 
@@ -402,7 +421,7 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
     for (int64_t r = 0; r < x.rows; r++) {
         memcpy(taken, x.chosen, (size_t)x.clusters);
         x.doubtful = shared_doubt;
-        if (o->m * o->g > 16) choose_own(&x, r, taken);
+        choose_own(&x, r, taken);
         knn_row row = finish_row(&x, r, taken, tolerance, t->e);
         add_row(t, &row);
     }

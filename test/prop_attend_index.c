@@ -492,7 +492,8 @@ static void one_stale_key(void)
         int64_t row = 16 + (int64_t)test_below(1000);
         case_begin(&c, (shape){ 1, 1, 1, 1200, 32, 16 });
         c.options.method = KNA_KNN;
-        c.options.k_near = 1190; /* all clusters are read */
+        c.options.k_near = 16;
+        c.options.eps = 1e-9f; /* all clusters are read */
         c.options.near_sinks = c.options.near_window = -1;
         c.options.index = empty_index(&c, context);
         update(context, c.options.index, &c, 0, 1200);

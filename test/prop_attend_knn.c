@@ -259,7 +259,7 @@ static void more_is_nearer(void)
     for (int i = 0; i < 4; i++) {
         random_case c = { .guarded = false };
         double last = 0, first = 0;
-        case_begin(&c, (shape){ 8, 2, i % 2 ? 4 : 200, 2500, 24, 24 });
+        case_begin(&c, (shape){ 8, 2, i % 2 ? 4 : 200, 3400, 24, 24 });
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 2);
         c.options.method = KNA_KNN;
         for (int x = 0; x < 4; x++) {

@@ -10,7 +10,6 @@
  */
 #include "knn.h"
 
-#include <float.h>
 #include <math.h>
 
 enum {
@@ -18,9 +17,6 @@ enum {
     EXACT_KEYS = 512,   /* rows of a range per task */
     LIST_CLUSTERS = 8   /* chosen clusters per task: about 128 keys */
 };
-
-/* Of softmax; the error of leaving so much out is far below that of the means. */
-#define NEGLIGIBLE 1e-3
 
 /* What belongs to one set. */
 typedef struct decode_set {
@@ -60,7 +56,7 @@ typedef struct decode_room {
 static int64_t room_keys(const decode_job *job)
 {
     int64_t most = LIST_CLUSTERS * KNA_SEGMENT, n = job->call->problem->n + EXACT_KEYS;
-    return most < n ? most : n; /* also enough for CHUNK_PIECES * KNA_SLOTS clusters and for EXACT_KEYS rows */
+    return most < n ? most : n; /* also enough for EXACT_KEYS rows */
 }
 
 static decode_room cut_room(const decode_job *job, int worker, char *base, size_t *bytes)
@@ -277,29 +273,8 @@ static void read_list(const decode_job *job, decode_set *set, int64_t chunk, con
     }
 }
 
-/*
- * Clusters of hardly any mass are not worth reading their mean values: together they are at most NEGLIGIBLE of softmax, and leave
- * both sums, so that the others stand for them. Returns the ids, in the index, of the others among pieces i .. stop - 1.
- */
-static int64_t list_weighty(const decode_job *job, const decode_set *set, int64_t r, int64_t i, int64_t stop, int32_t *ids, float *weights)
-{
-    const kna__kernels *kernels = job->call->problem->kernels;
-    float *z = set->z + r * set->plan.slots;
-    float least = (float)(NEGLIGIBLE * set->total[r] / (double)set->plan.slots);
-    int64_t count = 0;
-    for (int64_t end; i < stop; i = end) {
-        end = kna__knn_run(&set->plan, i, stop - i);
-        size_t some = kernels->select(ids + count, z + i * KNA_SLOTS, (size_t)((end - i) * KNA_SLOTS), least > 0 ? least : FLT_MIN, 0);
-        for (size_t x = 0; x < some; x++) {
-            weights[count + (int64_t)x] = z[i * KNA_SLOTS + ids[count + (int64_t)x]];
-            ids[count + (int64_t)x] += (int32_t)(set->plan.pieces[i] * KNA_SLOTS);
-        }
-        count += (int64_t)some;
-    }
-    return count;
-}
-
-static void mix_means(const decode_job *job, decode_set *set, int64_t chunk, const decode_room *room)
+/* The first chunk carries the whole sum: it is known. */
+static void mix_means(const decode_job *job, decode_set *set, int64_t chunk)
 {
     const kna__problem *p = job->call->problem;
     const kna_index *index = job->call->index;
@@ -307,19 +282,15 @@ static void mix_means(const decode_job *job, decode_set *set, int64_t chunk, con
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
     int64_t stop = (chunk + 1) * CHUNK_PIECES < set->plan.piece_count ? (chunk + 1) * CHUNK_PIECES : set->plan.piece_count;
-    int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, 0);
-    kna__span means = { (const char *)(index->clusters.value + at * p->dv), (size_t)p->dv * sizeof(uint16_t), NULL };
     for (int64_t r = 0; r < job->g; r++) {
-        states[r] = (kna__state){ -INFINITY, 0 };
-        int64_t count = set->plan.slots ? list_weighty(job, set, r, chunk * CHUNK_PIECES, stop, room->ids, room->scores) : 0;
-        if (!count) {
-            continue;
-        }
-        states[r].max = set->max[r];
-        for (int64_t i = 0; i < count; i++) {
-            states[r].sum += (double)room->scores[i];
-        }
-        p->kernels->mix_at[KNA_F16](values + r * p->dv, room->scores, means, room->ids, (size_t)count, (size_t)p->dv);
+        states[r] = (kna__state){ set->plan.slots ? set->max[r] : -INFINITY, chunk || !set->plan.slots ? 0 : set->tail[r] };
+    }
+    for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
+        end = kna__knn_run(&set->plan, i, stop - i);
+        int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, (int64_t)set->plan.pieces[i] * KNA_SLOTS);
+        kna__span means = { (const char *)(index->clusters.value + at * p->dv), (size_t)p->dv * sizeof(uint16_t), NULL };
+        p->kernels->mix[KNA_F16](values, (size_t)p->dv, set->z + i * KNA_SLOTS, (size_t)set->plan.slots, (size_t)job->g, means,
+                                 (size_t)((end - i) * KNA_SLOTS), (size_t)p->dv);
     }
 }
 
@@ -333,7 +304,7 @@ static void third_step(void *argument, int64_t task, int worker)
     if (chunk < job->list_chunks) {
         read_list(job, set, chunk, &room);
     } else {
-        mix_means(job, set, chunk - job->list_chunks, &room);
+        mix_means(job, set, chunk - job->list_chunks);
     }
 }
 
