@@ -35,6 +35,12 @@ int kna_cmd_ppl(int argc, char **argv)
     return refuse_without_llama("ppl");
 }
 
+int kna_cmd_dump(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    return refuse_without_llama("dump");
+}
+
 int kna_cmd_demo(int argc, char **argv)
 {
     (void)argc, (void)argv;
@@ -54,6 +60,7 @@ static const cli_command commands[] = {
     { "attend", "attention of .npy arrays: exact, topk or knn", kna_cmd_attend },
     { "generate", "continue a text with a model", kna_cmd_generate },
     { "ppl", "perplexity of a text under a model", kna_cmd_ppl },
+    { "dump", "queries, keys and values inside a model, as .npy", kna_cmd_dump },
     { "bench", "measure speed: decode, prefill, attend, model", kna_cmd_bench },
     { "demo", "a real document in a real model, side by side", kna_cmd_demo },
     { NULL, NULL, NULL },

@@ -69,6 +69,7 @@ void lm_model_close(lm_model *model);
 const char *lm_model_name(const lm_model *model);        /* of the file, without folders and ".gguf" */
 int lm_model_vocab(const lm_model *model);               /* number of tokens */
 int lm_model_positions(const lm_model *model);           /* context the model was trained with */
+int lm_model_layers(const lm_model *model);
 int32_t lm_model_bos(const lm_model *model);             /* token that starts every text, -1: this model takes none */
 int lm_model_ends(const lm_model *model, int32_t token); /* 1: an end-of-generation token */
 

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "../ggml/knnattn.h"
 #include "ggml-backend.h"
 #include "llama.h"
 #include "lm.h"
@@ -30,8 +31,14 @@ const char *lm__log_last(void);
 /* lm__beside_executable() - "<folder of this program>/<name>" into path. 0: it does not fit or the folder is unknown. */
 int lm__beside_executable(char *path, size_t size, const char *name);
 
-/* lm__check_room() - LM_ENOMEM if a cache of that many positions exceeds the memory at hand. */
+/* lm__check_bytes() - LM_ENOMEM if so many bytes exceed the memory at hand; `what` is the subject of the sentence. */
+int lm__check_bytes(double needed, const char *what, lm_error *error);
+
+/* lm__check_room() - the same for a cache of that many positions. */
 int lm__check_room(const lm_model *model, int positions, lm_error *error);
+
+/* lm__session_slot() - where the plugin counts the session's work, and shows it. */
+int lm__session_slot(const lm_session *session);
 
 /* lm__plugin_wanted() - the path given to lm_runtime_open(), or NULL. */
 const char *lm__plugin_wanted(void);
@@ -48,6 +55,9 @@ void lm__slot_give(int slot);
 
 /* lm__plugin_set() - settings for what comes next, loading the plugin if they need it. */
 int lm__plugin_set(const lm_attention *attention, int slot, lm_error *error);
+
+/* lm__plugin_observe() - show the calls of a slot to an observer, NULL: to nobody. A plugin must be loaded. */
+void lm__plugin_observe(int slot, knnattn_observer_t observer, void *user);
 
 void lm__plugin_usage(int slot, lm_usage *usage);
 void lm__plugin_reset(int slot);

@@ -118,6 +118,11 @@ int lm_model_positions(const lm_model *model)
     return llama_model_n_ctx_train(model->llama);
 }
 
+int lm_model_layers(const lm_model *model)
+{
+    return llama_model_n_layer(model->llama);
+}
+
 int32_t lm_model_bos(const lm_model *model)
 {
     return llama_vocab_get_add_bos(model->vocab) ? llama_vocab_bos(model->vocab) : -1;

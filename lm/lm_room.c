@@ -1,8 +1,9 @@
 /*
- * lm_room.c - would a context of this size fit into the machine's memory?
+ * lm_room.c - would a context of this size, or so many bytes, fit into the machine's memory?
  *
- * Stage: before a session is made. llama.cpp writes the whole cache once, and a system that promises more memory than it has ends
- * processes then instead of saying no. Invariant: the estimate is that of an f16 cache; where the system tells nothing, all fits.
+ * Stage: before much memory is taken. llama.cpp writes the whole cache once, and a system that promises more memory than it has ends
+ * processes then instead of saying no. Invariant: the estimate is that of an f16 cache; where the
+ * system tells nothing, all fits.
  */
 #include "lm_internal.h"
 
@@ -32,12 +33,18 @@ static double available_bytes(void)
     return kilobytes < 0.0 ? -1.0 : 1024.0 * kilobytes;
 }
 
-int lm__check_room(const lm_model *model, int positions, lm_error *error)
+int lm__check_bytes(double needed, const char *what, lm_error *error)
 {
-    double needed = position_bytes(model->llama) * positions, available = available_bytes();
+    double available = available_bytes();
     if (available >= 0.0 && needed > available) {
-        return lm__fail(error, LM_ENOMEM, "the cache of a context of %d positions takes %.1f GB, %.1f GB of memory are available",
-                        positions, 1e-9 * needed, 1e-9 * available);
+        return lm__fail(error, LM_ENOMEM, "%s takes %.1f GB, %.1f GB of memory are available", what, 1e-9 * needed, 1e-9 * available);
     }
     return LM_OK;
+}
+
+int lm__check_room(const lm_model *model, int positions, lm_error *error)
+{
+    char what[80];
+    snprintf(what, sizeof what, "the cache of a context of %d positions", positions);
+    return lm__check_bytes(position_bytes(model->llama) * positions, what, error);
 }

@@ -1,5 +1,5 @@
 /*
- * lm_run.h - the longer jobs on sessions: score a text, continue it, time both.
+ * lm_run.h - the longer jobs on sessions: score a text, continue it, time both, look at what attention was given.
  *
  * Every job takes one or more sessions that see the same tokens in turn (lm_decode_all); where they are compared, sessions[0] is
  * the reference. Nothing is stored per token but the score: logits are compared while both are at hand.
@@ -85,5 +85,29 @@ typedef struct lm_speed {
  * tokens of text are needed. Caches may hold fewer tokens before; they are filled.
  */
 int lm_speed_at(lm_speed *speeds, const lm_group *group, const lm_tokens *text, int depth, int decode, int rounds, lm_error *error);
+
+/* ------------------------------------------------------------------ operands of attention */
+
+/* What the attention of one layer was given for a stretch of `rows` tokens, and what it returned. Everything packed, row-major. */
+typedef struct lm_operands {
+    int layer;
+    int64_t heads, kv_heads, rows, dim, value_dim;
+    float scale;        /* logit = scale * <q,k> */
+    int k_type, v_type; /* as in kna_rows: what the cache is made of, f16 */
+    float *q;           /* (heads, rows, dim), unscaled; like the keys as attention sees them, after RoPE */
+    void *k, *v;        /* (kv_heads, rows, dim), (kv_heads, rows, value_dim) */
+    float *out;         /* (heads, rows, value_dim); NULL if not wanted */
+} lm_operands;
+
+/*
+ * lm_operands_take() - read tokens 0 .. rows-1 into the first session, which is empty and computes with the plugin, and keep the
+ * operands of some layers.
+ *
+ * In/out: operands  `count` of them; .layer says which layer, all else is zero. Free each with lm_operands_free(), also on failure.
+ * Returns: LM_EMODEL where a layer has no attention, or one whose cache is not laid out by position.
+ */
+int lm_operands_take(lm_operands *operands, int count, const lm_group *group, const int32_t *tokens, int rows, int with_out,
+                     lm_error *error);
+void lm_operands_free(lm_operands *operands);
 
 #endif /* KNA_LM_RUN_H */

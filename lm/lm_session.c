@@ -262,6 +262,11 @@ int lm_session_threads(const lm_session *session)
     return session->threads;
 }
 
+int lm__session_slot(const lm_session *session)
+{
+    return session->slot;
+}
+
 const lm_timing *lm_session_timing(const lm_session *session)
 {
     return &session->timing;
