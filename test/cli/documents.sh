@@ -20,8 +20,8 @@ models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$
 commands=(attend 'bench decode' 'bench prefill' 'bench attend')
 headings=('^## kna attend' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode')
 if "$KNA" --version | grep -q '^llama.cpp: yes'; then
-    commands+=(generate ppl demo 'bench model')
-    headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model')
+    commands+=(generate ppl demo 'bench model' dump)
+    headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model' '^### kna dump')
 fi
 for i in "${!commands[@]}"; do
     command=${commands[i]}
@@ -41,7 +41,7 @@ for i in "${!commands[@]}"; do
         grep -qx -- "$option" "$work/options" || complain "$command: doc/cli.md documents --$option, which is not there"
     done
 done
-if [ "${#commands[@]}" -eq 8 ]; then
+if [ "${#commands[@]}" -eq 9 ]; then
     for option in $(grep -oE -- '--[a-z0-9-]+' "$work/man" | sed 's/^--//' | sort -u); do
         grep -qx -- "$option" "$work/all" || case $option in help | version) ;; *) complain "doc/kna.1 documents --$option, which is not there" ;; esac
     done
@@ -67,6 +67,7 @@ touch a.npy a.txt
 mkdir b
 completes 'attend' a
 completes 'bench' b
+completes 'demo dump' d
 completes 'decode' bench d
 completes '--causal --causal-shift' attend --caus
 completes '--k --k-near --kv-type' attend --q a.npy --k
@@ -74,6 +75,8 @@ completes 'exact' attend --method e
 completes 'knn' attend --method k
 completes 'avx2 avx512 avx512vnni' bench decode --cpu a
 completes 'a.npy b' attend --q ''
+completes 'a.npy b' attend --out ''
+completes 'b' dump --out ''
 completes '' attend --threads ''
 completes '' bench decode -n ''
 completes '--layers' bench decode --causal --la
