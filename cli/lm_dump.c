@@ -18,7 +18,7 @@ typedef struct request {
     const char *out, *layers;
     int64_t context;
     int type; /* position in type_names */
-    int with_output, json;
+    int no_yarn, with_output, json;
 } request;
 
 #define AT(member) offsetof(request, member)
@@ -31,6 +31,7 @@ static const cli_option dump_options[] = {
     { "layers", 0, CLI_TEXT, AT(layers), 0, 0, NULL, "LIST", "layers, as 0,8,20 or 0-3,29 (default: all)" },
     { "type", 0, CLI_CHOICE, AT(type), 0, 0, type_names, "TYPE", "of keys and values in the files: f16 or f32 (default f16)" },
     { "out", 0, CLI_TEXT, AT(out), 0, 0, NULL, "DIR", "the folder for q.L.npy, k.L.npy and v.L.npy" },
+    { "no-yarn", 0, CLI_FLAG, AT(no_yarn), 0, 0, NULL, NULL, "do not stretch positions beyond what the model was trained with" },
     { "with-output", 0, CLI_FLAG, AT(with_output), 0, 0, NULL, NULL, "also o.L.npy: what attention returned" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "say what was written as JSON" },
     { NULL, 0, CLI_FLAG, 0, 0, 0, NULL, NULL, NULL },
@@ -219,10 +220,7 @@ static int check_text(const request *r, const lm_desk *desk, const lm_tokens *te
     if (text->count < r->context) {
         return cli_refuse("%s: %d tokens, fewer than the %d asked for (-c)", r->input.file, text->count, (int)r->context);
     }
-    if (r->context > lm_model_positions(desk->model)) {
-        cli_warn("-c %d is more than the %d positions this model was trained with", (int)r->context,
-                 lm_model_positions(desk->model));
-    }
+    lm_warn_positions(desk->model, (int)r->context, !r->no_yarn);
     return CLI_OK;
 }
 
@@ -230,7 +228,7 @@ static int open_session(lm_desk *desk, const request *r)
 {
     lm_error error = { { 0 } };
     const lm_attention exact = LM_ATTENTION;
-    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input.threads, exact };
+    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input.threads, exact, !r->no_yarn };
     int status = lm_session_open(&desk->group.sessions[0], desk->model, &options, &error);
     desk->group.count = status == LM_OK;
     return lm_failed(status, &error);

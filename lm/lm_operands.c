@@ -162,7 +162,7 @@ int lm_operands_take(lm_operands *operands, int count, const lm_group *group, co
                      lm_error *error)
 {
     taker t = { .operands = operands, .count = count, .with_out = with_out, .rows = rows, .error = error };
-    int slot = lm__session_slot(group->sessions[0]);
+    int slot = group->sessions[0]->slot;
     t.seen = calloc((size_t)count + 1, sizeof *t.seen);
     if (!t.seen) {
         return lm__fail(error, LM_ENOMEM, "out of memory");

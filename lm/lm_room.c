@@ -10,10 +10,16 @@
 #include <stdio.h>
 
 /* Keys and values of one position over all layers, 2 bytes a number. */
-static double position_bytes(const struct llama_model *model)
+static double cache_bytes(const struct llama_model *model)
 {
     double heads = llama_model_n_head(model), width = heads > 0.0 ? llama_model_n_embd(model) / heads : 0.0;
     return 2.0 * 2.0 * width * llama_model_n_head_kv(model) * llama_model_n_layer(model);
+}
+
+/* Without flash attention the logits of a batch over all positions exist at once, for the layer at work. */
+static double logit_bytes(const lm_session *session)
+{
+    return lm__is_flash(&session->attention) ? 0.0 : 4.0 * llama_model_n_head(session->model->llama) * session->batch_size;
 }
 
 /* Memory that can be had without taking it from anybody; negative: not known. */
@@ -42,9 +48,10 @@ int lm__check_bytes(double needed, const char *what, lm_error *error)
     return LM_OK;
 }
 
-int lm__check_room(const lm_model *model, int positions, lm_error *error)
+int lm__check_room(const lm_session *session, lm_error *error)
 {
     char what[80];
-    snprintf(what, sizeof what, "the cache of a context of %d positions", positions);
-    return lm__check_bytes(position_bytes(model->llama) * positions, what, error);
+    double position_bytes = cache_bytes(session->model->llama) + logit_bytes(session);
+    snprintf(what, sizeof what, "the cache of a context of %d positions", session->positions);
+    return lm__check_bytes(position_bytes * session->positions, what, error);
 }
