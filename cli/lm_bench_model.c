@@ -1,8 +1,8 @@
 /*
  * lm_bench_model.c - `kna bench model`: speed inside a model at given depths of context, ours beside llama.cpp's.
  *
- * Stages: options, model, text; per depth: one session reads the text, the others are given its cache, rounds in which all contenders
- * take turns; per prompt: all contenders read it from an empty cache, in turn. The yardstick is the faster of llama.cpp's two
+ * Stages: options, model, text; per depth: one session reads the text, the others are given its cache, rounds in which all
+ * contenders take turns; per prompt: all contenders read it from an empty cache, in turn. The yardstick is the faster of llama.cpp's two
  * settings, for each figure by itself.
  */
 #include "lm_bench_model.h"

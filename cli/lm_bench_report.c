@@ -110,7 +110,8 @@ static void print_fill(int depth, const lm_fill *fill)
     if (fill->tokens == 0) {
         return;
     }
-    printf("%7d  filled by knn: %d tokens in %.1f s (%.1f tokens/s), %.1f %% of it for the index; index %.1f MB, %.1f %% of the cache\n",
+    printf("%7d  filled by knn: %d tokens in %.1f s (%.1f tokens/s), %.1f %% of it for the index; index %.1f MB, %.1f %% of the "
+           "cache\n",
            depth, fill->tokens, fill->time_s, lm_per_second(fill->tokens, fill->time_s),
            PART(share_of(fill->index_s, fill->time_s)), 1e-6 * (double)fill->index_bytes,
            PART(share_of((double)fill->index_bytes, (double)fill->cache_bytes)));

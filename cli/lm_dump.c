@@ -4,6 +4,7 @@
  * Stages: options, model, text, one window through the model, files. `kna attend --causal` on the three files of a layer is that
  * layer's attention.
  */
+#define _GNU_SOURCE /* PATH_MAX */
 #include "convert.h"
 #include "lm_common.h"
 #include "npy.h"

@@ -18,9 +18,9 @@
 #define OUTPUTS_MAX 4096 /* of all layers of a model, several each */
 
 typedef struct output {
-    FILE *file; /* NULL once finished */
-    char *path; /* as the user wrote it, for messages */
-    char *target;     /* NULL: written directly */
+    FILE *file;   /* NULL once finished */
+    char *path;   /* as the user wrote it, for messages */
+    char *target; /* NULL: written directly */
     char *beside;
 } output;
 

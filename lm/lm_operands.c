@@ -103,8 +103,14 @@ static void copy_call(const taker *t, lm_operands *to, const struct knnattn_oper
 {
     copy_rows(to->q, t->rows, t->at, &call->q, t->step);
     if (to->out) {
-        const kna_rows out = { call->out.data, KNA_F32, to->heads, t->step, to->value_dim, call->out.head_stride_bytes,
-                               call->out.row_stride_bytes, NULL };
+        const kna_rows out = { call->out.data,
+                               KNA_F32,
+                               to->heads,
+                               t->step,
+                               to->value_dim,
+                               call->out.head_stride_bytes,
+                               call->out.row_stride_bytes,
+                               NULL };
         copy_rows(to->out, t->rows, t->at, &out, t->step);
     }
     if (t->at + t->step == t->rows) {

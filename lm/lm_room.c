@@ -1,8 +1,8 @@
 /*
  * lm_room.c - would a context of this size, or so many bytes, fit into the machine's memory?
  *
- * Stage: before much memory is taken. llama.cpp writes the whole cache once, and a system that promises more memory than it has ends
- * processes then instead of saying no. Invariant: the estimate is that of an f16 cache; where the
+ * Stage: before much memory is taken. llama.cpp writes the whole cache once, and a system that promises more memory than it has
+ * ends processes then instead of saying no. Invariant: the estimate is that of an f16 cache; where the
  * system tells nothing, all fits.
  */
 #include "lm_internal.h"
@@ -43,7 +43,8 @@ int lm__check_bytes(double needed, const char *what, lm_error *error)
 {
     double available = available_bytes();
     if (available >= 0.0 && needed > available) {
-        return lm__fail(error, LM_ENOMEM, "%s takes %.1f GB, %.1f GB of memory are available", what, 1e-9 * needed, 1e-9 * available);
+        return lm__fail(error, LM_ENOMEM, "%s takes %.1f GB, %.1f GB of memory are available", what, 1e-9 * needed,
+                        1e-9 * available);
     }
     return LM_OK;
 }

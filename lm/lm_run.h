@@ -82,12 +82,12 @@ typedef struct lm_contender {
 
 /* What filling the caches to a depth took, by the session that read the text. */
 typedef struct lm_fill {
-    int tokens;            /* read, from wherever the cache ended before */
-    double time_s;         /* inside the model */
-    double index_s;        /* of which: for the index */
-    size_t index_bytes;    /* most held at once, so far */
-    size_t cache_bytes;    /* of the tokens now in the cache */
-    int is_shared;         /* 0: the others had to read the text themselves, this model's cache cannot be given away */
+    int tokens;         /* read, from wherever the cache ended before */
+    double time_s;      /* inside the model */
+    double index_s;     /* of which: for the index */
+    size_t index_bytes; /* most held at once, so far */
+    size_t cache_bytes; /* of the tokens now in the cache */
+    int is_shared;      /* 0: the others had to read the text themselves, this model's cache cannot be given away */
 } lm_fill;
 
 typedef struct lm_speed {
@@ -109,8 +109,8 @@ int lm_fill_to(lm_fill *fill, const lm_group *group, const lm_tokens *text, int 
  * rotating order: one token that is not timed, which brings its own data into the processor's caches, `decode` tokens one by one,
  * then LM_STEP tokens at once; all are taken back. lm_speed_reach() tokens of text are needed.
  */
-int lm_speed_at(lm_speed *speeds, const lm_contender *contenders, int count, const lm_group *group, const lm_tokens *text, int depth,
-                int decode, int rounds, lm_error *error);
+int lm_speed_at(lm_speed *speeds, const lm_contender *contenders, int count, const lm_group *group, const lm_tokens *text,
+                int depth, int decode, int rounds, lm_error *error);
 
 /* ------------------------------------------------------------------ operands of attention */
 

@@ -216,8 +216,7 @@ const float *lm_session_logits(const lm_session *session, int i)
  * makes it lay them out anew. */
 int lm_session_attention(lm_session *session, const lm_attention *attention, lm_error *error)
 {
-    int can = session->opened == LM_EXACT &&
-              (attention->method == LM_EXACT || (attention->method == LM_OFF && attention->flash));
+    int can = session->opened == LM_EXACT && (attention->method == LM_EXACT || (attention->method == LM_OFF && attention->flash));
     if (!can) {
         return lm__fail(error, LM_EINVAL, "a session opened with %s cannot go on with %s", lm_method_names[session->opened],
                         lm_method_names[attention->method]);

@@ -1,8 +1,8 @@
 /*
  * lm_speed.c - how fast sessions decode and prefill at a depth of context.
  *
- * Stage: text -> filled caches -> seconds. Invariant: after every measurement the caches hold exactly the first `depth` tokens again;
- * all contenders are measured in every round, in rotating order, so that slow phases of the machine meet all of them.
+ * Stage: text -> filled caches -> seconds. Invariant: after every measurement the caches hold exactly the first `depth` tokens
+ * again; all contenders are measured in every round, in rotating order, so that slow phases of the machine meet all of them.
  */
 #include "lm_internal.h"
 #include "lm_run.h"
@@ -118,8 +118,7 @@ static int measure(samples *to, const lm_contender *contenders, int count, const
 {
     for (int turn = 0; turn < rounds * count; turn++) {
         int round = turn / count, c = (round + turn) % count;
-        int status =
-            take_turn(to[c].decode + round * decode, to[c].prefill + round, &contenders[c], next, depth, decode, error);
+        int status = take_turn(to[c].decode + round * decode, to[c].prefill + round, &contenders[c], next, depth, decode, error);
         if (status != LM_OK) {
             return status;
         }
@@ -133,8 +132,8 @@ int lm_speed_reach(int depth, int decode)
     return depth + (decode + 1 > LM_STEP ? decode + 1 : LM_STEP);
 }
 
-int lm_speed_at(lm_speed *speeds, const lm_contender *contenders, int count, const lm_group *group, const lm_tokens *text, int depth,
-                int decode, int rounds, lm_error *error)
+int lm_speed_at(lm_speed *speeds, const lm_contender *contenders, int count, const lm_group *group, const lm_tokens *text,
+                int depth, int decode, int rounds, lm_error *error)
 {
     samples to[LM_SESSIONS_MAX];
     if (decode < 1 || rounds < 1 || count > LM_SESSIONS_MAX || text->count < lm_speed_reach(depth, decode)) {

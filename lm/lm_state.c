@@ -11,7 +11,7 @@
  *         n times: position i32, sequences u32 = 1, sequence i32
  *         transposed u32 = 0, layers u32
  *         per layer, keys:    type i32, row bytes u64, n rows
- *         per layer, values:  type i32, row bytes u64, n rows      transposed: type i32, number bytes u32, width u32, width rows of n
+ *         per layer, values:  type i32, row bytes u64, n rows    transposed: type i32, number bytes u32, width u32, width rows of n
  */
 #include "lm_internal.h"
 

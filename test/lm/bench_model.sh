@@ -1,5 +1,5 @@
-# kna bench model: one row per depth and contender, ratios to the faster of llama.cpp's two and to exact, what filling the cache took,
-# whole prompts; caches survive being cut back and filled further.
+# kna bench model: one row per depth and contender, ratios to the faster of llama.cpp's two and to exact, what filling the cache
+# took, whole prompts; caches survive being cut back and filled further.
 source "$(dirname "$0")/_prepare.sh"
 
 depths=0,48,96
@@ -11,7 +11,8 @@ bench --depths ${depths%,} -n 2 --rounds 1 --exact-below 0 >rows.json
 holds "rows" '[(r["depth"], r["method"]) for r in a["rows"]] == [(d, m) for d in ('$depths') for m in '"$methods"']' rows.json
 holds "ratios" 'all(abs(max(r[w + "_ratio"] for r in a["rows"][i:i + 2]) - 1) < 1e-9
     and abs(a["rows"][i + 2][w + "_over_exact"] - 1) < 1e-9
-    and all(abs(r[w + "_tokens_per_s"] / a["rows"][i + 2][w + "_tokens_per_s"] / r[w + "_over_exact"] - 1) < 1e-9 for r in a["rows"][i:i + 4])
+    and all(abs(r[w + "_tokens_per_s"] / a["rows"][i + 2][w + "_tokens_per_s"] / r[w + "_over_exact"] - 1) < 1e-9
+        for r in a["rows"][i:i + 4])
     for i in range(0, len(a["rows"]), 4) for w in ("decode", "prefill"))' rows.json
 holds "speeds" 'all(r[w + "_tokens_per_s"] > 0 for r in a["rows"] for w in ("decode", "prefill"))' rows.json
 holds "fills" '[f["depth"] for f in a["fills"]] == ['$depths'] and sum(f["tokens"] for f in a["fills"]) == a["fills"][-1]["depth"]

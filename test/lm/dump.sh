@@ -1,5 +1,5 @@
-# kna dump: shapes and types; exact causal attention of the files is softmax in double, and what attention inside the model returned;
-# what cannot be dumped leaves nothing behind.
+# kna dump: shapes and types; exact causal attention of the files is softmax in double, and what attention inside the model
+# returned; what cannot be dumped leaves nothing behind.
 source "$(dirname "$0")/_prepare.sh"
 
 head -c 9000 "$KNA_DOCUMENTS/filesystems/vfs.rst" >text.txt
@@ -43,8 +43,7 @@ for layer in 0, 17:
     near(o, softmax(q, k, v), 1e-4)
     near(np.load(f"attend.{layer}.npy"), softmax(q, k, v), 1e-4)
 
-# The first token's key is not rotated by anything, the same token's elsewhere is: keys differ, values do not (layer 0 only knows the
-# token itself).
+# Layer 0 only knows the token itself: where one comes again its value is the same, its key is the same turned further.
 k, v = np.load("f16/k.0.npy").astype(float), np.load("f16/v.0.npy").astype(float)
 same = [(i, j) for i in range(64) for j in range(i + 1, 64) if (v[:, i] == v[:, j]).all()]
 assert same and all((k[:, i] != k[:, j]).any() for i, j in same)
@@ -69,7 +68,8 @@ refuses 2 "--type" dump --type q8_0 --out none
 refuses 1 "absent/none: cannot write: No such file" dump -c 4 --out absent/none
 refuses 1 "text.txt: not a folder" dump -c 4 --out text.txt
 if [ -z "${KNA_SANITIZE:-}" ]; then
-    refuses 1 "write failed: File too large" bash -c "ulimit -f 20; trap '' XFSZ; exec $KNA dump -m $model -f text.txt $one -c 64 --layers 0 --out none"
+    refuses 1 "write failed: File too large" \
+        bash -c "ulimit -f 20; trap '' XFSZ; exec $KNA dump -m $model -f text.txt $one -c 64 --layers 0 --out none"
 fi
 checks=$((checks + 1))
 [ ! -e none ] || fail "something was left behind: $(ls none)"

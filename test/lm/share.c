@@ -45,7 +45,7 @@ static double divergence(lm_session *a, lm_session *b, int at)
     return lm_divergence(reference, next_logits(b, at), lm_model_vocab(model));
 }
 
-/* Between attentions that should agree: this model's weights of 4 bits make something of every rounding. A wrong cache costs nats. */
+/* Between attentions that should agree: this model's weights of 4 bits make something of every rounding. A wrong cache: nats. */
 #define NEAR 0.05
 
 /* Given twice over: what the receivers held before does not matter. The same attention says the very same. */

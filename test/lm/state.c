@@ -1,6 +1,6 @@
 /*
- * state.c - turning a saved cache from rows of values into columns: made-up states of every shape, and ones that are none, cut short
- * or changed anywhere.
+ * state.c - turning a saved cache from rows of values into columns: made-up states of every shape, and ones that are none, cut
+ * short or changed anywhere.
  */
 #include "test.h"
 
@@ -115,7 +115,9 @@ static void refused(void)
         EXPECT_THAT(!lm__state_transpose(exact, used), "cut to %zu of %zu bytes", used, whole.used);
         free(exact);
     }
-    static const size_t fields[] = { 8, 12, 20, 52, 56, 60, 64, 68 }; /* streams, cells, sequences, transposed, layers, type, bytes */
+    static const size_t fields[] = {
+        8, 12, 20, 52, 56, 60, 64, 68
+    }; /* streams, cells, sequences, transposed, layers, type, bytes */
     for (size_t f = 0; f < sizeof fields / sizeof fields[0]; f++) {
         static const uint32_t values[] = { 0x7fffffffu, 0xffffffffu, 1000u };
         for (size_t v = 0; v < sizeof values / sizeof values[0]; v++) {
