@@ -89,6 +89,13 @@ static int most_positions(const bench_request *r)
     return reach > prompt ? reach : prompt;
 }
 
+/* The few tokens timed behind a depth that the model just holds are no reason to stretch everything. */
+static int exceeds_training(const bench_request *r, const lm_model *model)
+{
+    int depth = last_of(&r->depths), prompt = last_of(&r->prompts);
+    return (depth > prompt ? depth : prompt) > lm_model_positions(model);
+}
+
 static int check_text(const bench_request *r, const lm_tokens *text)
 {
     if (text->count < depth_reach(r)) {
@@ -190,8 +197,10 @@ static int measure(const bench_request *r, lm_desk *desk, const lm_tokens *text)
 {
     bench_report report;
     int threads = r->input.threads > 0 ? (int)r->input.threads : lm_processors();
-    desk->yarn = !r->no_yarn;
-    lm_warn_positions(desk->model, most_positions(r), desk->yarn);
+    desk->yarn = !r->no_yarn && exceeds_training(r, desk->model);
+    if (exceeds_training(r, desk->model)) {
+        lm_warn_positions(desk->model, most_positions(r), desk->yarn);
+    }
     report_start(&report, r, desk->model, threads, desk->yarn ? lm_model_yarn(desk->model, most_positions(r)) : 1.0);
     int code = time_depths(&report, desk, text);
     for (int i = 0; code == CLI_OK && i < r->prompts.count; i++) {
