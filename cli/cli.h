@@ -50,6 +50,7 @@ int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `mod
 /* cli/lm_*.c, in builds with llama.cpp (KNA_HAVE_LLAMA). Without it main says so and exits with CLI_REFUSED. */
 int kna_cmd_generate(int argc, char **argv);
 int kna_cmd_ppl(int argc, char **argv);
+int kna_cmd_dump(int argc, char **argv);
 int kna_cmd_demo(int argc, char **argv);
 int kna_cmd_eval(int argc, char **argv);
 int kna_cmd_bench_model(int argc, char **argv);
@@ -187,7 +188,12 @@ void cli_progress_end(void);
  * Both print what is wrong. Files not committed are removed when the command ends, also by SIGINT, SIGTERM and SIGHUP.
  */
 FILE *cli_output_open(const char *path); /* NULL after an error. Do not fclose() it */
-int cli_output_commit(void);             /* flush, check, rename all that are open: CLI_OK or CLI_FAILED */
+int cli_output_finish(void);             /* the last one opened is complete: flush, check, close. CLI_OK or CLI_FAILED */
+int cli_output_commit(void);             /* flush, check, rename all: CLI_OK or CLI_FAILED */
+
+/* cli_output_folder() - make a folder for outputs unless it is there. One that was made goes again if nothing is committed. One per
+ * command. CLI_OK or CLI_FAILED; path is borrowed until commit or abandon. */
+int cli_output_folder(const char *path);
 
 /* cli_output_abandon() - remove all that are not committed. main calls it after every command. */
 void cli_output_abandon(void);

@@ -83,6 +83,17 @@ int lm_failed(int status, const lm_error *error)
     }
 }
 
+void lm_warn_positions(const lm_model *model, int positions, int yarn)
+{
+    double times = lm_model_yarn(model, positions);
+    if (times > 1.0 && yarn) {
+        cli_warn("a context of %d is more than the %d positions this model was trained with: they are stretched %.4g times (YaRN)",
+                 positions, lm_model_positions(model), times);
+    } else if (times > 1.0) {
+        cli_warn("a context of %d is more than the %d positions this model was trained with", positions, lm_model_positions(model));
+    }
+}
+
 static void show(void *user, double share)
 {
     (void)user;
@@ -116,7 +127,7 @@ int lm_desk_open(lm_desk *desk, const lm_input *input)
 int lm_desk_session(lm_desk *desk, int positions, int logits, int threads, const lm_attention *attention)
 {
     lm_error error = { { 0 } };
-    lm_session_options options = { positions, LM_STEP, logits, threads, *attention };
+    lm_session_options options = { positions, LM_STEP, logits, threads, *attention, desk->yarn };
     lm_session **session = &desk->group.sessions[desk->group.count];
     int status = lm_session_open(session, desk->model, &options, &error);
     if (status == LM_OK) {
@@ -126,12 +137,17 @@ int lm_desk_session(lm_desk *desk, int positions, int logits, int threads, const
     return lm_failed(status, &error);
 }
 
-void lm_desk_close(lm_desk *desk)
+void lm_desk_clear(lm_desk *desk)
 {
-    cli_progress_end();
     while (desk->group.count > 0) {
         lm_session_close(desk->group.sessions[--desk->group.count]);
     }
+}
+
+void lm_desk_close(lm_desk *desk)
+{
+    cli_progress_end();
+    lm_desk_clear(desk);
     lm_model_close(desk->model);
     lm_runtime_close();
 }

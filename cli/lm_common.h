@@ -43,11 +43,16 @@ const char *lm_attention_name(const lm_attention *attention);
 typedef struct lm_desk {
     lm_model *model;
     lm_group group; /* progress goes to the progress line */
+    int yarn;       /* of sessions opened from now on: as in lm_session_options */
 } lm_desk;
 
 int lm_desk_open(lm_desk *desk, const lm_input *input);
 int lm_desk_session(lm_desk *desk, int positions, int logits, int threads, const lm_attention *attention);
+void lm_desk_clear(lm_desk *desk); /* close the sessions, keep the model */
 void lm_desk_close(lm_desk *desk);
+
+/* lm_warn_positions() - a context of so many positions is more than the model was trained with; say what is done about it. */
+void lm_warn_positions(const lm_model *model, int positions, int yarn);
 
 /* lm_failed() - print an lm_error; CLI_OK for LM_OK. */
 int lm_failed(int status, const lm_error *error);

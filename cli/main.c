@@ -35,6 +35,12 @@ int kna_cmd_ppl(int argc, char **argv)
     return refuse_without_llama("ppl");
 }
 
+int kna_cmd_dump(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    return refuse_without_llama("dump");
+}
+
 int kna_cmd_demo(int argc, char **argv)
 {
     (void)argc, (void)argv;
@@ -61,6 +67,7 @@ static const cli_command commands[] = {
     { "generate", "continue a text with a model", kna_cmd_generate },
     { "ppl", "perplexity of a text under a model", kna_cmd_ppl },
     { "eval", "what an attention costs a model's answers, beside full attention", kna_cmd_eval },
+    { "dump", "queries, keys and values inside a model, as .npy", kna_cmd_dump },
     { "bench", "measure speed: decode, prefill, attend, model", kna_cmd_bench },
     { "demo", "a real document in a real model, side by side", kna_cmd_demo },
     { NULL, NULL, NULL },

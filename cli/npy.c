@@ -289,16 +289,21 @@ void npy_free(npy_array *array)
 
 void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
 {
+    npy_write_as(to, KNA_F32, rank, shape, data);
+}
+
+void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data)
+{
     char dict[NPY_SHAPE_TEXT + 64];
     char text[NPY_SHAPE_TEXT];
-    npy_array array = { NULL, KNA_F32, rank, { 0 }, NULL, 0 };
+    npy_array array = { NULL, type, rank, { 0 }, NULL, 0 };
     size_t count = 1;
     for (int i = 0; i < rank; i++) {
         array.shape[i] = shape[i];
         count *= (size_t)shape[i];
     }
-    const int length =
-        snprintf(dict, sizeof dict, "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }", npy_shape(text, &array));
+    const int length = snprintf(dict, sizeof dict, "{'descr': '<f%d', 'fortran_order': False, 'shape': %s, }",
+                                type == KNA_F32 ? 4 : 2, npy_shape(text, &array));
     const int unpadded = MAGIC_BYTES + 4 + length + 1;
     const int padding = (64 - unpadded % 64) % 64; /* the data start at a multiple of 64 */
     const int bytes = length + padding + 1;
@@ -306,5 +311,5 @@ void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
     fwrite(magic, 1, MAGIC_BYTES, to);
     fwrite(prefix, 1, sizeof prefix, to);
     fprintf(to, "%s%*s\n", dict, padding, "");
-    fwrite(data, sizeof *data, count, to);
+    fwrite(data, type == KNA_F32 ? 4 : 2, count, to);
 }

@@ -1,5 +1,5 @@
 /*
- * npy.h - NumPy's .npy files: format 1.0 and 2.0, C order, little-endian float32 and float16 in; format 1.0 float32 out.
+ * npy.h - NumPy's .npy files: format 1.0 and 2.0, C order, little-endian float32 and float16 in; format 1.0 out.
  *
  * The reader is strict: whatever is not exactly that is refused with a message naming the file and what was found.
  */
@@ -40,5 +40,8 @@ const char *npy_shape(char text[NPY_SHAPE_TEXT], const npy_array *array);
 
 /* npy_write() - header and float32 numbers. Errors stay in the stream; cli_output_commit() finds them. */
 void npy_write(FILE *to, int rank, const int64_t *shape, const float *data);
+
+/* npy_write_as() - the same for numbers of a type, KNA_F32 or KNA_F16. */
+void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data);
 
 #endif /* KNA_CLI_NPY_H */

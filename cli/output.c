@@ -15,22 +15,24 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define OUTPUTS_MAX 16
+#define OUTPUTS_MAX 4096 /* of all layers of a model, several each */
 
 typedef struct output {
-    FILE *file;
-    const char *path; /* as the user wrote it, for messages */
-    char *target;     /* NULL: written directly */
+    FILE *file;   /* NULL once finished */
+    char *path;   /* as the user wrote it, for messages */
+    char *target; /* NULL: written directly */
     char *beside;
 } output;
 
 static output outputs[OUTPUTS_MAX];
 static volatile sig_atomic_t output_count;
+static const char *volatile made_folder; /* NULL: none */
 
 static void remove_and_die(int number)
 {
     for (int i = 0; i < output_count; i++)
         if (outputs[i].beside) unlink(outputs[i].beside);
+    if (made_folder) rmdir(made_folder);
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -98,6 +100,7 @@ static void forget(output *o)
     if (o->beside) unlink(o->beside);
     free(o->beside);
     free(o->target);
+    free(o->path);
     memset(o, 0, sizeof *o);
 }
 
@@ -126,10 +129,10 @@ FILE *cli_output_open(const char *path)
     }
     output *o = &outputs[output_count];
     memset(o, 0, sizeof *o);
-    o->path = path;
+    o->path = strdup(path);
     catch_signals();
     output_count++;
-    if (open_output(o)) return o->file;
+    if (o->path && open_output(o)) return o->file;
     cli_fail("%s: cannot write: %s", path, strerror(errno));
     forget(o);
     output_count--;
@@ -138,8 +141,18 @@ FILE *cli_output_open(const char *path)
 
 static int flush(const output *o)
 {
+    if (!o->file) return CLI_OK;
     if (!ferror(o->file) && fflush(o->file) == 0 && (!o->beside || fsync(fileno(o->file)) == 0)) return CLI_OK;
     return cli_fail("%s: write failed: %s", o->path, strerror(errno ? errno : EIO));
+}
+
+int cli_output_finish(void)
+{
+    output *o = &outputs[output_count - 1];
+    const int code = flush(o);
+    if (o->file && o->file != stdout) fclose(o->file);
+    o->file = NULL;
+    return code;
 }
 
 static int put_in_place(output *o)
@@ -155,6 +168,7 @@ int cli_output_commit(void)
     int code = CLI_OK;
     for (int i = 0; i < output_count && code == CLI_OK; i++) code = flush(&outputs[i]);
     for (int i = 0; i < output_count && code == CLI_OK; i++) code = put_in_place(&outputs[i]);
+    if (code == CLI_OK) made_folder = NULL;
     cli_output_abandon();
     return code;
 }
@@ -163,6 +177,22 @@ void cli_output_abandon(void)
 {
     for (int i = 0; i < output_count; i++) forget(&outputs[i]);
     output_count = 0;
+    if (made_folder) rmdir(made_folder);
+    made_folder = NULL;
+}
+
+int cli_output_folder(const char *path)
+{
+    struct stat status;
+    catch_signals();
+    if (mkdir(path, 0777) == 0) {
+        made_folder = path;
+        return CLI_OK;
+    }
+    const int why = errno;
+    if (stat(path, &status) != 0 || (S_ISDIR(status.st_mode) && access(path, W_OK) != 0))
+        return cli_fail("%s: cannot write: %s", path, strerror(why == EEXIST ? errno : why));
+    return S_ISDIR(status.st_mode) ? CLI_OK : cli_fail("%s: not a folder", path);
 }
 
 int cli_output_check(const char *path)

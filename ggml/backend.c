@@ -11,6 +11,7 @@
 #include "flash_attn.h"
 #include "kna.h"
 #include "knnattn.h"
+#include "observe.h"
 #include "probe.h"
 #include "set_rows.h"
 #include "settings.h"
@@ -346,6 +347,7 @@ union symbol {
     knnattn_configure_t configure;
     knnattn_report_get_t report_get;
     knnattn_report_reset_t report_reset;
+    knnattn_observe_t observe;
 };
 
 static void *reg_proc_address(ggml_backend_reg_t reg, const char *name)
@@ -361,6 +363,8 @@ static void *reg_proc_address(ggml_backend_reg_t reg, const char *name)
         symbol.report_get = knnattn_totals_get;
     } else if (strcmp(name, "knnattn_report_reset") == 0) {
         symbol.report_reset = knnattn_totals_reset;
+    } else if (strcmp(name, "knnattn_observe") == 0) {
+        symbol.observe = knnattn_observe;
     }
     return symbol.object;
 }

@@ -11,6 +11,7 @@
 #include "flash_attn.h"
 
 #include "indexing.h"
+#include "observe.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -238,6 +239,24 @@ static int layer_of(const struct ggml_tensor *op)
     return op->src[1]->view_src != NULL ? knnattn_cache_layer(op->src[1]->view_src) : -1;
 }
 
+static void show(const struct knnattn_engine *engine, const struct ggml_tensor *op, int64_t stream, const struct operands *operands,
+                 const kna_attend_options *options)
+{
+    struct knnattn_operands shown = {
+        .size = sizeof(shown),
+        .layer = layer_of(op),
+        .stream = stream,
+        .scale = options->scale,
+        .q = operands->q,
+        .k = operands->k,
+        .v = operands->v,
+        .mask = options->mask,
+        .out = operands->out,
+    };
+
+    knnattn_observed(engine->settings.slot, &shown);
+}
+
 static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream)
 {
     const struct knnattn_settings *settings = &engine->settings;
@@ -263,6 +282,7 @@ static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor
     done.index_bytes = engine->records.bytes + (record == NULL ? report.index_bytes : 0);
     if (status == KNA_OK) {
         knnattn_totals_add(&done);
+        show(engine, op, stream, &operands, options);
     }
     return status;
 }

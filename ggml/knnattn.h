@@ -3,7 +3,7 @@
  *
  * Every llama.cpp program loads the plugin by GGML_BACKEND_PATH and steers it by environment variables, read once when it
  * is loaded; a variable that is wrong or unknown is named on stderr and the plugin is not loaded. A program that holds
- * several contexts under different settings uses the three functions below instead, found by name:
+ * several contexts under different settings uses the functions below instead, found by name:
  *
  *     ggml_backend_reg_t reg = ggml_backend_load(".../libggml-knnattn.so");
  *     knnattn_configure_t configure = (knnattn_configure_t) ggml_backend_reg_get_proc_address(reg, "knnattn_configure");
@@ -31,6 +31,8 @@
  */
 #ifndef KNNATTN_H
 #define KNNATTN_H
+
+#include "kna.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -78,5 +80,27 @@ typedef void (*knnattn_report_get_t)(int slot, struct knnattn_report *report);
 
 /* knnattn_report_reset() - let the totals of a slot start again from zero. */
 typedef void (*knnattn_report_reset_t)(int slot);
+
+/* One call of attention, of one stream, as it was computed. Everything pointed to is borrowed until the observer returns. */
+struct knnattn_operands {
+    size_t size;      /* sizeof(struct knnattn_operands) */
+    int layer;        /* of the key-value cache; -1: the keys are no cache */
+    int64_t stream;   /* of the call's streams */
+    float scale;      /* logit = scale * <q,k>: queries come unscaled */
+    kna_rows q;       /* (h,m,d), f32 */
+    kna_rows k, v;    /* (h_kv,n,d), (h_kv,n,dv): the cells of the cache in view, unused ones included */
+    kna_mask mask;    /* which query sees which cell */
+    kna_out_rows out; /* (h,m,dv): what the call returned */
+};
+
+/* Called in the thread that computes the graph; must not call into ggml. */
+typedef void (*knnattn_observer_t)(void *user, const struct knnattn_operands *operands);
+
+/*
+ * knnattn_observe() - show every call of the contexts of one slot to an observer, after it was computed; NULL: to nobody.
+ *
+ * A slot outside the range is ignored. An observer that is replaced while a graph is computed may be called once more.
+ */
+typedef void (*knnattn_observe_t)(int slot, knnattn_observer_t observer, void *user);
 
 #endif

@@ -69,6 +69,10 @@ void lm_model_close(lm_model *model);
 const char *lm_model_name(const lm_model *model);        /* of the file, without folders and ".gguf" */
 int lm_model_vocab(const lm_model *model);               /* number of tokens */
 int lm_model_positions(const lm_model *model);           /* context the model was trained with */
+int lm_model_layers(const lm_model *model);
+
+/* lm_model_yarn() - how many times YaRN stretches the model's positions so that so many fit; 1: it was trained with as many. */
+double lm_model_yarn(const lm_model *model, int positions);
 int32_t lm_model_bos(const lm_model *model);             /* token that starts every text, -1: this model takes none */
 int lm_model_ends(const lm_model *model, int32_t token); /* 1: an end-of-generation token */
 
@@ -146,6 +150,7 @@ typedef struct lm_session_options {
     int logits;    /* most logit rows kept per call; 0: batch */
     int threads;   /* 0: lm_processors() */
     lm_attention attention;
+    int yarn; /* 1: beyond what the model was trained with, positions are stretched (lm_model_yarn()); 0: taken as they are */
 } lm_session_options;
 
 /* Time spent inside the model: calls with one token behind others are decode, all others prefill. */
@@ -162,6 +167,17 @@ int lm_session_decode(lm_session *session, const int32_t *tokens, int count, int
 
 /* lm_session_logits() - logits after the i-th scored token of the last decode, (vocab); valid until the next call. */
 const float *lm_session_logits(const lm_session *session, int i);
+
+/* lm_session_attention() - compute differently from the next step on. Only a session opened with LM_EXACT can, between LM_EXACT and
+ * LM_OFF with flash: those two leave nothing behind but the cache. */
+int lm_session_attention(lm_session *session, const lm_attention *attention, lm_error *error);
+
+/* lm_session_share() - the cache of `from`, which computes with flash attention, into others. After a failure those may be empty.
+ * LM_EMODEL: this model's or this llama.cpp's cache is of a kind that a session without flash attention cannot be given. */
+int lm_session_share(lm_session *const *to, int count, const lm_session *from, lm_error *error);
+
+/* lm_session_cache_bytes() - what the tokens in the cache take, by llama.cpp's own account. */
+size_t lm_session_cache_bytes(const lm_session *session);
 
 /* lm_session_truncate() - keep the first `count` tokens. */
 int lm_session_truncate(lm_session *session, int count, lm_error *error);

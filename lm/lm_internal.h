@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "../ggml/knnattn.h"
 #include "ggml-backend.h"
 #include "llama.h"
 #include "lm.h"
@@ -17,7 +18,22 @@
 struct lm_model {
     struct llama_model *llama;
     const struct llama_vocab *vocab;
+    int positions; /* trained with; llama.cpp's own figure changes with the first context that uses YaRN */
     char name[256];
+};
+
+struct lm_session {
+    lm_model *model;
+    struct llama_context *llama;
+    struct llama_batch batch;
+    lm_attention attention;
+    int opened; /* the method it was opened with */
+    int positions, batch_size, logit_rows, threads;
+    int yarn;
+    int count;
+    int last_count, last_scored; /* of the latest decode: where its logits are */
+    lm_timing timing;
+    int slot; /* of the plugin's counters */
 };
 
 /* lm__fail() - write the sentence, return the status. */
@@ -30,8 +46,18 @@ const char *lm__log_last(void);
 /* lm__beside_executable() - "<folder of this program>/<name>" into path. 0: it does not fit or the folder is unknown. */
 int lm__beside_executable(char *path, size_t size, const char *name);
 
-/* lm__check_room() - LM_ENOMEM if a cache of that many positions exceeds the memory at hand. */
-int lm__check_room(const lm_model *model, int positions, lm_error *error);
+/* lm__check_bytes() - LM_ENOMEM if so many bytes exceed the memory at hand; `what` is the subject of the sentence. */
+int lm__check_bytes(double needed, const char *what, lm_error *error);
+
+/* lm__check_room() - the same for the context of a session. */
+int lm__check_room(const lm_session *session, lm_error *error);
+
+/* lm__is_flash() - does this attention compute on llama.cpp's graph with flash attention? */
+int lm__is_flash(const lm_attention *attention);
+
+/* lm__state_transpose() - a state saved by a context with flash attention becomes one for a context without: values are stored
+ * number by number there, not row by row. 0: a state this does not understand; its contents are lost then. */
+int lm__state_transpose(void *state, size_t bytes);
 
 /* lm__plugin_wanted() - the path given to lm_runtime_open(), or NULL. */
 const char *lm__plugin_wanted(void);
@@ -48,6 +74,9 @@ void lm__slot_give(int slot);
 
 /* lm__plugin_set() - settings for what comes next, loading the plugin if they need it. */
 int lm__plugin_set(const lm_attention *attention, int slot, lm_error *error);
+
+/* lm__plugin_observe() - show the calls of a slot to an observer, NULL: to nobody. A plugin must be loaded. */
+void lm__plugin_observe(int slot, knnattn_observer_t observer, void *user);
 
 void lm__plugin_usage(int slot, lm_usage *usage);
 void lm__plugin_reset(int slot);

@@ -83,6 +83,7 @@ int lm_model_open(lm_model **out, const char *path, lm_error *error)
         goto fail;
     }
     model->vocab = llama_model_get_vocab(model->llama);
+    model->positions = llama_model_n_ctx_train(model->llama);
     name_model(model, path);
     status = check_kind(model, path, error);
     if (status != LM_OK) {
@@ -115,7 +116,17 @@ int lm_model_vocab(const lm_model *model)
 
 int lm_model_positions(const lm_model *model)
 {
-    return llama_model_n_ctx_train(model->llama);
+    return model->positions;
+}
+
+double lm_model_yarn(const lm_model *model, int positions)
+{
+    return positions > model->positions ? (double)positions / model->positions : 1.0;
+}
+
+int lm_model_layers(const lm_model *model)
+{
+    return llama_model_n_layer(model->llama);
 }
 
 int32_t lm_model_bos(const lm_model *model)

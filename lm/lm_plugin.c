@@ -5,7 +5,6 @@
  * those of the session that decodes; without one only LM_OFF is possible. Each session counts in a slot of its own.
  */
 #define _GNU_SOURCE /* PATH_MAX */
-#include "../ggml/knnattn.h"
 #include "lm_internal.h"
 
 #include <limits.h>
@@ -28,6 +27,7 @@ static struct {
     knnattn_configure_t configure;
     knnattn_report_get_t get;
     knnattn_report_reset_t reset;
+    knnattn_observe_t observe;
     unsigned slots_taken; /* bit per slot; slot 0 is for contexts nobody configured */
 } plugin = { .slots_taken = 1u };
 
@@ -49,7 +49,8 @@ static int attach(ggml_backend_reg_t reg)
 {
     int complete = take_function(&plugin.configure, sizeof plugin.configure, reg, "knnattn_configure") &&
                    take_function(&plugin.get, sizeof plugin.get, reg, "knnattn_report_get") &&
-                   take_function(&plugin.reset, sizeof plugin.reset, reg, "knnattn_report_reset");
+                   take_function(&plugin.reset, sizeof plugin.reset, reg, "knnattn_report_reset") &&
+                   take_function(&plugin.observe, sizeof plugin.observe, reg, "knnattn_observe");
     plugin.reg = complete ? reg : NULL;
     return complete;
 }
@@ -199,6 +200,11 @@ void lm__plugin_reset(int slot)
     if (plugin.reg) {
         plugin.reset(slot);
     }
+}
+
+void lm__plugin_observe(int slot, knnattn_observer_t observer, void *user)
+{
+    plugin.observe(slot, observer, user);
 }
 
 void lm__plugin_usage(int slot, lm_usage *usage)

@@ -1,5 +1,5 @@
 /*
- * lm_run.h - the longer jobs on sessions: score a text, continue it, time both.
+ * lm_run.h - the longer jobs on sessions: score a text, continue it, time both, look at what attention was given.
  *
  * Every job takes one or more sessions that see the same tokens in turn (lm_decode_all); where they are compared, sessions[0] is
  * the reference. Nothing is stored per token but the score: logits are compared while both are at hand.
@@ -74,16 +74,66 @@ int lm_equal(const lm_tokens *a, const lm_tokens *b);
 
 /* ------------------------------------------------------------------ speed at a depth */
 
+/* One way of computing attention, in a session that it may share with others (lm_session_attention). */
+typedef struct lm_contender {
+    lm_session *session;
+    lm_attention attention;
+} lm_contender;
+
+/* What filling the caches to a depth took, by the session that read the text. */
+typedef struct lm_fill {
+    int tokens;         /* read, from wherever the cache ended before */
+    double time_s;      /* inside the model */
+    double index_s;     /* of which: for the index */
+    size_t index_bytes; /* most held at once, so far */
+    size_t cache_bytes; /* of the tokens now in the cache */
+    int is_shared;      /* 0: the others had to read the text themselves, this model's cache cannot be given away */
+} lm_fill;
+
 typedef struct lm_speed {
     double prefill_s; /* median time of one prefill of LM_STEP tokens */
     double decode_s;  /* median time of one decoded token */
 } lm_speed;
 
+/* lm_speed_reach() - tokens of text that timing at a depth takes. */
+int lm_speed_reach(int depth, int decode);
+
 /*
- * lm_speed_at() - with the first `depth` tokens of the text in the caches, time steps in rounds: each round decodes `decode` tokens
- * and prefills LM_STEP tokens with every session in turn, in rotating order, and takes them back. depth + max(decode, LM_STEP)
- * tokens of text are needed. Caches may hold fewer tokens before; they are filled.
+ * lm_fill_to() - the first `depth` tokens of the text into the caches of a group: the last session reads what it does not hold yet,
+ * the others are given its cache. Its figures start again from zero before and after.
  */
-int lm_speed_at(lm_speed *speeds, const lm_group *group, const lm_tokens *text, int depth, int decode, int rounds, lm_error *error);
+int lm_fill_to(lm_fill *fill, const lm_group *group, const lm_tokens *text, int depth, lm_error *error);
+
+/*
+ * lm_speed_at() - with `depth` tokens of the text in all caches, time steps in rounds. In a round each contender has one turn, in
+ * rotating order: one token that is not timed, which brings its own data into the processor's caches, `decode` tokens one by one,
+ * then LM_STEP tokens at once; all are taken back. lm_speed_reach() tokens of text are needed.
+ */
+int lm_speed_at(lm_speed *speeds, const lm_contender *contenders, int count, const lm_group *group, const lm_tokens *text,
+                int depth, int decode, int rounds, lm_error *error);
+
+/* ------------------------------------------------------------------ operands of attention */
+
+/* What the attention of one layer was given for a stretch of `rows` tokens, and what it returned. Everything packed, row-major. */
+typedef struct lm_operands {
+    int layer;
+    int64_t heads, kv_heads, rows, dim, value_dim;
+    float scale;        /* logit = scale * <q,k> */
+    int k_type, v_type; /* as in kna_rows: what the cache is made of, f16 */
+    float *q;           /* (heads, rows, dim), unscaled; like the keys as attention sees them, after RoPE */
+    void *k, *v;        /* (kv_heads, rows, dim), (kv_heads, rows, value_dim) */
+    float *out;         /* (heads, rows, value_dim); NULL if not wanted */
+} lm_operands;
+
+/*
+ * lm_operands_take() - read tokens 0 .. rows-1 into the first session, which is empty and computes with the plugin, and keep the
+ * operands of some layers.
+ *
+ * In/out: operands  `count` of them; .layer says which layer, all else is zero. Free each with lm_operands_free(), also on failure.
+ * Returns: LM_EMODEL where a layer has no attention, or one whose cache is not laid out by position.
+ */
+int lm_operands_take(lm_operands *operands, int count, const lm_group *group, const int32_t *tokens, int rows, int with_out,
+                     lm_error *error);
+void lm_operands_free(lm_operands *operands);
 
 #endif /* KNA_LM_RUN_H */

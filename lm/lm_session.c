@@ -11,18 +11,6 @@
 #include <string.h>
 #include <time.h>
 
-struct lm_session {
-    lm_model *model;
-    struct llama_context *llama;
-    struct llama_batch batch;
-    lm_attention attention;
-    int positions, batch_size, logit_rows, threads;
-    int count;
-    int last_count, last_scored; /* of the latest decode: where its logits are */
-    lm_timing timing;
-    int slot; /* of the plugin's counters */
-};
-
 static double now_s(void)
 {
     struct timespec at;
@@ -30,17 +18,37 @@ static double now_s(void)
     return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
 }
 
+int lm__is_flash(const lm_attention *attention)
+{
+    return attention->method != LM_OFF || attention->flash;
+}
+
+/* YaRN, on top of whatever stretching the model was trained with. */
+static void stretch(struct llama_context_params *params, const lm_model *model, double times)
+{
+    double trained = (double)llama_model_rope_freq_scale_train(model->llama);
+    params->rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN;
+    params->rope_freq_scale = (float)(trained / times);
+    params->yarn_orig_ctx = trained >= 1.0 ? (uint32_t)model->positions : 0;
+}
+
 static struct llama_context_params context_params(const lm_session *session)
 {
     struct llama_context_params params = llama_context_default_params();
-    int flash = session->attention.method != LM_OFF || session->attention.flash;
+    double times = session->yarn ? lm_model_yarn(session->model, session->positions) : 1.0;
     params.n_ctx = (uint32_t)session->positions;
     params.n_batch = (uint32_t)session->batch_size;
     params.n_ubatch = (uint32_t)session->batch_size;
     params.n_outputs_max = (uint32_t)session->logit_rows;
     params.n_threads = session->threads;
     params.n_threads_batch = session->threads;
-    params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    if (lm__is_flash(&session->attention)) {
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+    if (times > 1.0) {
+        stretch(&params, session->model, times);
+    }
     params.offload_kqv = false;
     params.op_offload = false;
     return params;
@@ -67,6 +75,8 @@ static int at_most(int value, int limit)
 static void take_options(lm_session *session, const lm_session_options *options)
 {
     session->attention = options->attention;
+    session->opened = options->attention.method;
+    session->yarn = options->yarn;
     session->positions = options->positions;
     session->batch_size = at_most(options->batch > 0 ? options->batch : 512, options->positions);
     session->logit_rows = options->logits > 0 ? at_most(options->logits, session->batch_size) : session->batch_size;
@@ -77,7 +87,6 @@ int lm_session_open(lm_session **out, lm_model *model, const lm_session_options 
 {
     *out = NULL;
     int status = check_options(options, error);
-    status = status == LM_OK ? lm__check_room(model, options->positions, error) : status;
     if (status != LM_OK) {
         return status;
     }
@@ -88,8 +97,8 @@ int lm_session_open(lm_session **out, lm_model *model, const lm_session_options 
     session->model = model;
     session->slot = lm__slot_take();
     take_options(session, options);
-    status = session->slot < 0 ? lm__fail(error, LM_ELIMIT, "too many sessions at once")
-                               : lm__plugin_set(&session->attention, session->slot, error);
+    status = session->slot < 0 ? lm__fail(error, LM_ELIMIT, "too many sessions at once") : lm__check_room(session, error);
+    status = status == LM_OK ? lm__plugin_set(&session->attention, session->slot, error) : status;
     if (status != LM_OK) {
         goto fail;
     }
@@ -201,6 +210,22 @@ const float *lm_session_logits(const lm_session *session, int i)
         return NULL;
     }
     return llama_get_logits_ith(session->llama, session->last_count - session->last_scored + i);
+}
+
+/* Who computes a node is decided when a graph is laid out, and llama.cpp keeps graphs: a control vector, none at all in this case,
+ * makes it lay them out anew. */
+int lm_session_attention(lm_session *session, const lm_attention *attention, lm_error *error)
+{
+    int can = session->opened == LM_EXACT && (attention->method == LM_EXACT || (attention->method == LM_OFF && attention->flash));
+    if (!can) {
+        return lm__fail(error, LM_EINVAL, "a session opened with %s cannot go on with %s", lm_method_names[session->opened],
+                        lm_method_names[attention->method]);
+    }
+    if (attention->method != session->attention.method) {
+        llama_set_adapter_cvec(session->llama, NULL, 0, 0, 0, 0);
+    }
+    session->attention = *attention;
+    return LM_OK;
 }
 
 int lm_session_truncate(lm_session *session, int count, lm_error *error)

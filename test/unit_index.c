@@ -210,6 +210,7 @@ static void refused_removals_and_audits(void)
     EXPECT_INT(kna_index_audit(context, &stale, index_, &c.k, &c.v, 0, 0), KNA_OK);
     kna_rows k = c.k;
     c.k.rows = N - 1;
+    c.k.head_stride_bytes = k.head_stride_bytes ? k.head_stride_bytes : N * (int64_t)kna_type_row_bytes(k.type, k.dim);
     EXPECT_INT(kna_index_audit(context, &stale, index_, &c.k, &c.v, 100, 0), KNA_OK); /* of those given */
     EXPECT_INT(stale, 0);
     c.k = k;

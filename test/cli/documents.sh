@@ -20,8 +20,8 @@ models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$
 commands=(attend 'bench decode' 'bench prefill' 'bench attend')
 headings=('^## kna attend' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode')
 if "$KNA" --version | grep -q '^llama.cpp: yes'; then
-    commands+=(generate ppl demo 'bench model' eval)
-    headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model' '^### kna eval')
+    commands+=(generate ppl demo 'bench model' eval dump)
+    headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model' '^### kna eval' '^### kna dump')
 fi
 for i in "${!commands[@]}"; do
     command=${commands[i]}
@@ -68,6 +68,7 @@ mkdir b
 completes 'attend' a
 completes 'bench' b
 completes 'eval' e
+completes 'demo dump' d
 completes 'off' eval --reference o
 completes 'decode' bench d
 completes '--causal --causal-shift' attend --caus
@@ -76,6 +77,8 @@ completes 'exact' attend --method e
 completes 'knn' attend --method k
 completes 'avx2 avx512 avx512vnni' bench decode --cpu a
 completes 'a.npy b' attend --q ''
+completes 'a.npy b' attend --out ''
+completes 'b' dump --out ''
 completes '' attend --threads ''
 completes '' bench decode -n ''
 completes '--layers' bench decode --causal --la

@@ -88,7 +88,7 @@ code=0
 
 # A command that the build lacks says so.
 if grep -q '^llama.cpp: no' version; then
-    for command in generate ppl demo eval 'bench model'; do
+    for command in generate ppl demo eval 'bench model' dump; do
         code=0
         "$KNA" $command --help >out 2>err || code=$?
         [ $code = 2 ] && [ ! -s out ]

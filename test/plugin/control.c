@@ -117,6 +117,51 @@ static void resets(void)
     question_free(&q);
 }
 
+struct seen {
+    const struct ggml_tensor *op;
+    int calls;
+    float first;
+};
+
+static void on_call(void *user, const struct knnattn_operands *call)
+{
+    struct seen *seen = user;
+    const struct ggml_tensor *op = seen->op;
+    seen->calls++;
+    seen->first = call->out.data[0];
+    EXPECT(call->size == sizeof(*call) && call->layer == -1 && call->stream == 0 && call->mask.data == NULL);
+    EXPECT(call->q.data == op->src[0]->data && call->k.data == op->src[1]->data && call->v.data == op->src[2]->data);
+    EXPECT(call->q.type == KNA_F32 && call->q.heads == 2 && call->q.rows == 1 && call->q.dim == DIM);
+    EXPECT(call->k.type == KNA_F16 && call->k.heads == 1 && call->k.rows == CELLS && call->k.row_stride_bytes == 2 * DIM);
+    EXPECT(call->out.data == op->data && call->scale == 0.5f);
+}
+
+/* An observer sees its own slot, after the call, until it is taken away. */
+static void observers(void)
+{
+    struct question q = question_new();
+    ggml_backend_t backend = backend_with("method=exact,slot=11"), other = backend_with("method=exact,slot=12");
+    struct seen seen = { .op = ggml_graph_node(q.graph, -1) };
+    knnattn_observe_t observe = NULL;
+    *(void **)&observe = symbol_of(ggml_backend_dev_backend_reg(device), "knnattn_observe");
+    observe(11, on_call, &seen);
+    observe(-1, on_call, &seen);
+    observe(KNNATTN_SLOTS, on_call, &seen);
+    EXPECT_INT(ggml_backend_graph_compute(other, q.graph), GGML_STATUS_SUCCESS);
+    EXPECT_INT(seen.calls, 0);
+    EXPECT_INT(ggml_backend_graph_compute(backend, q.graph), GGML_STATUS_SUCCESS);
+    EXPECT_INT(seen.calls, 1);
+    float *out = numbers_of(seen.op);
+    EXPECT(seen.first == out[0] && out[0] != 0.0f);
+    free(out);
+    observe(11, NULL, NULL);
+    EXPECT_INT(ggml_backend_graph_compute(backend, q.graph), GGML_STATUS_SUCCESS);
+    EXPECT_INT(seen.calls, 1);
+    ggml_backend_free(other);
+    ggml_backend_free(backend);
+    question_free(&q);
+}
+
 /* A program built against a shorter report gets that much and no more. */
 static void shorter_report(void)
 {
@@ -148,6 +193,7 @@ int main(int argc, char **argv)
     TEST(messages);
     TEST(slots);
     TEST(resets);
+    TEST(observers);
     TEST(shorter_report);
     TEST(without_work);
     ggml_backend_free(cpu);

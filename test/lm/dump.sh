@@ -1,0 +1,82 @@
+# kna dump: shapes and types; exact causal attention of the files is softmax in double, and what attention inside the model
+# returned; what cannot be dumped leaves nothing behind.
+source "$(dirname "$0")/_prepare.sh"
+
+head -c 9000 "$KNA_DOCUMENTS/filesystems/vfs.rst" >text.txt
+dump() { "$KNA" dump -m "$model" -f text.txt $one "$@"; }
+
+# More tokens than one step of a prefill, so that rows of several calls come together.
+dump -c 600 --layers 17,0 --out f16 --with-output --json >dump.json
+dump -c 600 --layers 17-17 --out f32 --type f32 >words.txt
+for layer in 0 17; do
+    "$KNA" attend --q f16/q.$layer.npy --k f16/k.$layer.npy --v f16/v.$layer.npy --causal --out attend.$layer.npy
+done
+holds "json" '[r["layer"] for r in a["layers"]] == [0, 17] and a["tokens"] == 600 and a["type"] == "f16"
+    and all((r["h"], r["h_kv"], r["d"], r["dv"], r["scale"]) == (9, 3, 64, 64, 0.125) for r in a["layers"])' dump.json
+checks=$((checks + 1))
+[ "$(echo f16/* f32/*)" = "$(echo f16/{k,o,q,v}.{0,17}.npy f32/{k,q,v}.17.npy)" ] || fail "files: $(ls f16 f32)"
+checks=$((checks + 1))
+[ "$(cat words.txt)" = "layer 17  q (9, 600, 64) f32, k (3, 600, 64) f32, v (3, 600, 64) f32, scale 0.125" ] ||
+    { fail "words"; cat words.txt; }
+
+checks=$((checks + 1))
+"$python" -B - <<'END' || fail "arrays"
+import numpy as np
+
+def softmax(q, k, v):
+    k, v = (np.repeat(x.astype(np.float64), len(q) // len(k), axis=0) for x in (k, v))
+    logits = q.astype(np.float64) @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])
+    rows, cells = logits.shape[1:]
+    logits[:, np.arange(cells)[None, :] > np.arange(rows)[:, None]] = -np.inf
+    weights = np.exp(logits - logits.max(2, keepdims=True))
+    return weights @ v / weights.sum(2, keepdims=True)
+
+def near(a, b, limit):
+    error = np.linalg.norm(a - b, axis=2) / np.linalg.norm(b, axis=2)
+    assert error.max() < limit, error.max()
+
+for layer in 0, 17:
+    q, k, v, o = (np.load(f"f16/{x}.{layer}.npy") for x in "qkvo")
+    assert [x.dtype.str for x in (q, k, v, o)] == ["<f4", "<f2", "<f2", "<f4"]
+    assert [x.shape for x in (q, k, v, o)] == [(9, 600, 64), (3, 600, 64), (3, 600, 64), (9, 600, 64)]
+    assert all(np.isfinite(x).all() for x in (q, k, v, o))
+    near(o, softmax(q, k, v), 1e-4)
+    near(np.load(f"attend.{layer}.npy"), softmax(q, k, v), 1e-4)
+
+# Layer 0 only knows the token itself: where one comes again its value is the same, its key is the same turned further.
+k, v = np.load("f16/k.0.npy").astype(float), np.load("f16/v.0.npy").astype(float)
+same = [(i, j) for i in range(64) for j in range(i + 1, 64) if (v[:, i] == v[:, j]).all()]
+assert same and all((k[:, i] != k[:, j]).any() for i, j in same)
+assert all(np.allclose(np.linalg.norm(k[:, i], axis=1), np.linalg.norm(k[:, j], axis=1), rtol=1e-2) for i, j in same)
+
+for name in "kv":
+    whole, half = np.load(f"f32/{name}.17.npy"), np.load(f"f16/{name}.17.npy")
+    assert whole.dtype.str == "<f4" and (whole == half).all()
+END
+
+# A second run over the same folder replaces; a run that is refused or fails leaves no folder.
+dump -c 4 --layers 29 --out f32 >/dev/null
+checks=$((checks + 1))
+[ "$("$python" -c 'import numpy; print(numpy.load("f32/k.29.npy").shape)')" = "(3, 4, 64)" ] || fail "second run"
+refuses 2 "--layers: 30, but the model has layers 0..29" dump --layers 3,28-30 --out none
+for list in x 3, ,3 3-1 3- -3 '3 4' 1e3 99999999999999999999; do
+    refuses 2 "--layers: " dump --layers "$list" --out none
+done
+refuses 2 "text.txt: " dump -c 100000 --out none
+refuses 2 "--out" dump
+refuses 2 "--type" dump --type q8_0 --out none
+refuses 1 "absent/none: cannot write: No such file" dump -c 4 --out absent/none
+refuses 1 "text.txt: not a folder" dump -c 4 --out text.txt
+if [ -z "${KNA_SANITIZE:-}" ]; then
+    refuses 1 "write failed: File too large" \
+        bash -c "ulimit -f 20; trap '' XFSZ; exec $KNA dump -m $model -f text.txt $one -c 64 --layers 0 --out none"
+fi
+checks=$((checks + 1))
+[ ! -e none ] || fail "something was left behind: $(ls none)"
+if mkdir small 2>/dev/null && mount -t tmpfs -o size=64k none small 2>/dev/null; then
+    refuses 1 "q.0.npy: write failed: No space left on device" dump -c 64 --layers 0 --out small
+    checks=$((checks + 1))
+    [ -z "$(ls -A small)" ] || fail "left on a full disk: $(ls -A small)"
+    umount small
+fi
+finish 22 # three fewer under a sanitizer or where nothing can be mounted
