@@ -2,7 +2,7 @@
  * prop_attend_laws.c - what must hold of attention whatever the numbers are: merging, permutations, shifts, the convex hull,
  * extremes, and the same bits for any number of threads.
  */
-#include "random_case.h"
+#include "knn_oracle.h"
 
 #define TOLERANCE 1e-5
 
@@ -189,13 +189,21 @@ static void shifts(void)
     }
 }
 
+/* A shape that leaves kNN attention clusters to use. */
+static shape long_shape(void)
+{
+    return (shape){ 4, 2, test_below(2) ? 1 + (int64_t)test_below(4) : 30, 300 + (int64_t)test_below(1100),
+                    1 + (int64_t)test_below(40), 1 + (int64_t)test_below(20) };
+}
+
 /* Every output lies between the smallest and the largest value of its column, for methods whose weights are never negative. */
 static void convex_hull(void)
 {
     for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
-        case_begin(&c, random_shape(2e5));
+        case_begin(&c, i % KNA_METHOD_COUNT == KNA_KNN ? long_shape() : random_shape(2e5));
         case_rows(&c, &c.k, random_type(c.shape.d), (int)test_below(LAYOUT_COUNT), 3);
+        if (i % 4 == 0) case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 300); /* logits of +-1000 and more */
         c.options.method = i % KNA_METHOD_COUNT;
         c.options.k_near = 1 + (int64_t)test_below(20);
         c.options.near_sinks = c.options.near_window = -1;
@@ -209,7 +217,7 @@ static void convex_hull(void)
                 low = fminf(low, v[(head / g * n + j) * dv + column]);
                 high = fmaxf(high, v[(head / g * n + j) * dv + column]);
             }
-            /* Block means are kept in f16: relative 2^-11 of values below 6. */
+            /* Means are kept in f16: relative 2^-11 of values below 6. */
             float slack = 6 * (float)TOLERANCE + (c.options.method == KNA_KNN ? 6 * 0x1p-11f : 0);
             for (int64_t query = 0; query < c.shape.m; query++) {
                 float x = case_out_row(&c, head, query)[column];
@@ -231,7 +239,7 @@ static void equal_logits(void)
 {
     for (int kind = 0; kind < 2 * KNA_METHOD_COUNT; kind++) {
         random_case c = { .guarded = false };
-        int64_t n = 300, k = 50;
+        int64_t n = 1400, k = 50;
         case_begin(&c, (shape){ 4, 2, kind < KNA_METHOD_COUNT ? 1 : 40, n, 20, 12 });
         memset((void *)(uintptr_t)c.q.data, 0, (size_t)(4 * c.shape.m * 20) * sizeof(float)); /* zero queries */
         c.options.method = kind % KNA_METHOD_COUNT;
@@ -253,12 +261,12 @@ static void equal_logits(void)
     }
 }
 
-/* One logit far above the others takes all: its value, to the bit of f32 rounding. */
+/* One logit far above the others takes all: its value, up to rounding. */
 static void one_winner(void)
 {
     for (int kind = 0; kind < 2 * KNA_METHOD_COUNT; kind++) {
         random_case c = { .guarded = false };
-        int64_t n = 500, winner = (int64_t)test_below(500);
+        int64_t n = 1500, winner = (int64_t)test_below(1500);
         case_begin(&c, (shape){ 3, 3, kind < KNA_METHOD_COUNT ? 1 : 30, n, 16, 16 });
         c.options.method = kind % KNA_METHOD_COUNT;
         c.options.k_near = 3;
@@ -267,9 +275,10 @@ static void one_winner(void)
             case_put(&c.k, head, winner, 5, 1000); /* logit 40 * 1000 / 4 = 10,000 */
         }
         case_attend(&c, context_best(), NULL);
+        double bound = c.options.method == KNA_KNN ? 5 * 0x1p-12 : 1e-6; /* alone in its cluster, it counts by its mean, in f16 */
         for (int64_t row = 0; row < 3 * c.shape.m; row++) {
             const float *want = (const float *)c.v.data + (row / c.shape.m * n + winner) * 16;
-            for (int64_t x = 0; x < 16; x++) EXPECT_NEAR(case_out_row(&c, row / c.shape.m, row % c.shape.m)[x], want[x], 1e-6);
+            for (int64_t x = 0; x < 16; x++) EXPECT_NEAR(case_out_row(&c, row / c.shape.m, row % c.shape.m)[x], want[x], bound);
             EXPECT_NEAR(c.lse[row], 10000, 30);
         }
         case_end(&c);
@@ -311,8 +320,12 @@ static void same_bits(void)
     static const int threads[] = { 1, 2, 3, 1, 3 };
     for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
-        case_random(&c, random_shape(2e6));
+        case_random(&c, i % 6 == KNA_KNN ? long_shape() : random_shape(2e6));
         c.options.method = i % KNA_METHOD_COUNT;
+        if (i % 6 == KNA_KNN) {
+            c.options.mask.data = NULL;
+            c.options.slopes = NULL;
+        }
         c.options.k_near = 1 + (int64_t)test_below(30);
         c.options.eps = test_below(2) ? 0.05f : 0;
         c.options.audit = test_below(2) ? 0.5f : 0;
@@ -343,6 +356,58 @@ static void same_bits(void)
     }
 }
 
+/* The same with an index that lives: a prompt, then tokens. */
+static void same_bits_with_an_index(void)
+{
+    for (int i = 0; i < 4; i++) {
+        random_case c = { .guarded = false };
+        float *want[4] = { NULL, NULL, NULL, NULL };
+        case_begin(&c, (shape){ 6, 2, 700, 1900, 16, 8 });
+        c.options.method = KNA_KNN;
+        c.options.k_near = 1 + (int64_t)test_below(64);
+        c.options.causal = i % 2;
+        for (int threads = 1; threads <= 3; threads++) {
+            EXPECT_INT(kna_context_set_threads(context_best(), threads), KNA_OK);
+            c.options.index = knn_index_of(&c, context_best());
+            c.options.index->phase = i * 7;
+            for (int call = 0; call < 4; call++) {
+                random_case part = c;
+                part.q.head_stride_bytes = 700 * 16 * 4;
+                part.q.rows = part.shape.m = call ? call : 700;
+                case_attend(&part, context_best(), NULL);
+                float *got = case_result(&part);
+                bool same = threads == 1 || memcmp(got, want[call], result_count(&part) * sizeof *got) == 0;
+                EXPECT_THAT(same, "call %d on %d threads gives other bits", call, threads);
+                if (threads == 1) want[call] = got; else free(got);
+            }
+            EXPECT(knn_formed_pieces(c.options.index) >= 4);
+            kna_index_free(c.options.index);
+        }
+        EXPECT_INT(kna_context_set_threads(context_best(), 1), KNA_OK);
+        for (int call = 0; call < 4; call++) free(want[call]);
+        case_end(&c);
+    }
+}
+
+/* A call again on a context that has made other indexes since. */
+static void same_bits_again(void)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 4, 2, 2, 1100, 16, 8 }); /* the first segment is just complete */
+    c.options.method = KNA_KNN;
+    c.options.k_near = 16;
+    case_attend(&c, context_best(), NULL);
+    float *want = case_result(&c);
+    for (int again = 0; again < 40; again++) {
+        case_attend(&c, context_best(), NULL);
+        float *got = case_result(&c);
+        if (!EXPECT(memcmp(got, want, result_count(&c) * sizeof *got) == 0)) again = 40;
+        free(got);
+    }
+    free(want);
+    case_end(&c);
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
@@ -355,6 +420,8 @@ int main(int argc, char **argv)
     TEST(one_winner);
     TEST(huge_logits);
     TEST(same_bits);
+    TEST(same_bits_with_an_index);
+    TEST(same_bits_again);
     contexts_free();
     return test_end();
 }
