@@ -140,6 +140,33 @@ static void equal_queries(void)
                 (long long)rows_tried);
 }
 
+/* Where a piece or a segment is just behind the recent rows, and where the first keys just reach into one: to the row. */
+static void edges_of_pieces(void)
+{
+    static const int64_t windows[] = { -1, 1, 64 }, ends[] = { 256, 512, 1024 }, sinks[] = { -1, 16, 17 };
+    rows_tried = rows_doubtful = 0;
+    for (int i = 0; i < 27; i++) {
+        int64_t w = windows[i % 3], window = w < 0 ? 0 : w, end = ends[i / 3 % 3], formed = 0;
+        for (int64_t n = end + window - 1; n <= end + window + 1; n++) {
+            random_case c = { .guarded = false };
+            case_begin(&c, (shape){ 3, 1, i % 2 ? 1 : 6, n, 12, 6 });
+            c.options.method = KNA_KNN;
+            c.options.k_near = 16;
+            c.options.near_window = w;
+            c.options.near_sinks = sinks[i / 9];
+            c.options.index = knn_index_of(&c, context_best());
+            c.options.index->phase = 0;
+            knn_case_holds(&c, context_best(), NULL, c.shape.m, &rows_tried, &rows_doubtful);
+            formed = knn_formed_pieces(c.options.index);
+            EXPECT_THAT(formed == (n - window) / 256, "%lld pieces formed: %s", (long long)formed, case_text(&c));
+            EXPECT_INT(c.options.index->clusters.state[0] == KNA_PIECE_MERGED, n - window >= 1024);
+            kna_index_free(c.options.index);
+            case_end(&c);
+        }
+    }
+    EXPECT_THAT(rows_doubtful <= rows_tried / 5, "%lld of %lld rows were in doubt", (long long)rows_doubtful, (long long)rows_tried);
+}
+
 /* ---- against exact attention */
 
 /* Every cluster chosen, by k or by eps, is exact attention; so is what comes of clusters whose keys and values are all alike. */
@@ -493,6 +520,7 @@ int main(int argc, char **argv)
     TEST(decoding);
     TEST(one_tile);
     TEST(equal_queries);
+    TEST(edges_of_pieces);
     TEST(all_chosen);
     TEST(k_of_all_keys);
     TEST(random_cases);
