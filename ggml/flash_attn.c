@@ -222,6 +222,7 @@ static int attend_near(struct knnattn_engine *engine, const struct operands *ope
             status = attend(engine, operands, options, report);
         }
     }
+    knnattn_record_weigh(&engine->records, record); /* clusters are formed by the call */
     return status;
 }
 

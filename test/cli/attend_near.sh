@@ -69,14 +69,14 @@ check("knn window = n", out, lse, *softmax(logits(q, k), v), v)
 out, lse, report = attend(q, k, v, "--method", "knn", "--k-near", 1, "--near-window", 0, "--near-sinks", 500)
 check("knn sinks = n", out, lse, *softmax(logits(q, k), v), v)
 
-# knn: the tail is exact up to int8 where the keys of a block of 16 are alike, whatever k is.
-q, k, v = normals(6, 2, 5, 640, 64)
-alike = np.repeat(k[:, ::16], 16, axis=1)
+# knn: the tail is exact, up to rounding, where keys come in groups of equal ones, whatever k is: clusters are parts of groups.
+q, k, v = normals(6, 2, 5, 1600, 64)
+alike = np.tile(k[:, :8], (1, 200, 1))
 want, want_lse = softmax(logits(q, alike), v)
 for near in (1, 20, 200):
     out, lse, report = attend(q, alike, v, "--method", "knn", "--k-near", near)
     check(f"knn alike {near}", out, lse, want, want_lse, v, tolerance=0.005)
-    require(report["tail_mass"] > 0.05 and report["keys_touched"] < 0.9, f"knn alike: {report}")
+    require(report["tail_mass"] > 0.05 and report["keys_touched"] < 0.9 and report["rows_exact"] == 0, f"knn alike: {report}")
 
 # knn: nearer than topk with the same k, and the report is what was done.
 for m, n in ((1, 2000), (20, 1000)):
@@ -92,9 +92,10 @@ for m, n in ((1, 2000), (20, 1000)):
         require(abs(report["audit_mean"] - rows.mean()) < 1e-4 + 1e-3 * rows.mean(), f"{method}: audit_mean {report['audit_mean']}, {rows.mean()}")
         inside = np.sort(rows.ravel())[[int(0.9 * (rows.size - 1)), -1]]
         require(inside[0] - 1e-4 <= report["audit_p95"] <= inside[1] + 1e-4, f"{method}: audit_p95 {report['audit_p95']}, {inside}")
-        least = 64 if method == "topk" else 64 + 64 + 4
+        least = 64 if method == "topk" else 64 + 64 + 16
         require(report["keys_full"] >= least * 9 * m and report["keys_seen"] == 9 * m * n, f"{method}: keys {report}")
-        require(report["index_bytes"] > 3 * n * 64 and report["scratch_bytes"] > 0 and report["stale_rows"] == 0, f"{method}: {report}")
+        bytes = 3 * n * (64 if method == "topk" else 16)
+        require(bytes < report["index_bytes"] < 3 * n * 128 and report["scratch_bytes"] > 0 and report["stale_rows"] == 0, f"{method}: {report}")
         require(0 < report["build_s"] <= report["time_s"], f"{method}: {report}")
     require(apart["knn"] < 0.5 * apart["topk"], f"errors {apart}")
     some = [attend(q, k, v, "--method", "knn", "--audit", 0.5, "--seed", seed)[2]["audited"] for seed in (1, 2, 3, 4)]

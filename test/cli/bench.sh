@@ -36,12 +36,12 @@ def check(report, counts, ns, contenders):
             assert near(row["share_of_peak"], row["flops_per_s"] / report["fma_flops_per_s"]), row
 
 everyone = ["naive", "exact", "topk", "knn"]
-report = json.loads(run("decode", "-n", "300,700", "--layers", "3", "--rounds", "3", "--k-near", "20", "--threads", "1", "--json"))
+report = json.loads(run("decode", "-n", "1500,2500", "--layers", "3", "--rounds", "3", "--k-near", "20", "--threads", "1", "--json"))
 assert report["bench"] == "decode" and report["layers"] == 3 and report["rounds"] == 3 and report["threads"] == 1 and not report["causal"]
 assert (report["h"], report["h_kv"], report["d"], report["type"]) == (9, 3, 64, "f16") and not report["time_includes_build"]
-check(report, (None, 2 * 3 * 64 * 2), [300, 700], everyone)
+check(report, (None, 2 * 3 * 64 * 2), [1500, 2500], everyone)
 
-report = json.loads(run("prefill", "-n", "400", "--rounds", "2", "--k-near", "10", "--near-window", "8", "--json"))
+report = json.loads(run("prefill", "-n", "1400", "--rounds", "2", "--k-near", "10", "--near-window", "8", "--json"))
 assert report["causal"] and report["time_includes_build"]
 check(report, (lambda n: 4 * 9 * 64 * n * (n + 1) / 2, None), [400], everyone)
 

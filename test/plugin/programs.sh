@@ -2,7 +2,8 @@
 # program; the report it leaves is valid and its layers add up to its totals.
 set -eu
 . "$(dirname "$0")/_common.sh"
-ferry 9 >"$tmp/text"
+ferry 28 >"$tmp/text" # about 700 tokens
+ferry 100 >"$tmp/long"
 
 # adds_up FILE: prints nothing when the report holds together.
 adds_up() {
@@ -45,10 +46,10 @@ runs() {
     [ -z "$message" ] || complain "$* under $settings: $message"
 }
 
-near="METHOD=knn K=48 EXACT_BELOW=0 AUDIT=0.05"
+near="METHOD=knn K=16 EXACT_BELOW=0 AUDIT=0.05"
 for settings in "METHOD=exact" "$near"; do
-    runs "$settings" llama-bench -m "$KNA_MODEL" -t 2 -p 256 -n 4 -r 1 -fa 1
-    runs "$settings" llama-perplexity -m "$KNA_MODEL" -t 2 -c 256 --chunks 2 -f "$tmp/text" -fa on
+    runs "$settings" llama-bench -m "$KNA_MODEL" -t 2 -p 1024 -n 4 -r 1 -fa 1
+    runs "$settings" llama-perplexity -m "$KNA_MODEL" -t 2 -c 1024 --chunks 1 -f "$tmp/long" -fa on
     # "-fa auto" is the default: it must keep flash attention.
     runs "$settings" llama-completion -m "$KNA_MODEL" -t 2 -c 768 -n 4 -no-cnv -f "$tmp/text" --temp 0
 done

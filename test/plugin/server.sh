@@ -62,7 +62,7 @@ loaded = complete(ferry + aside + ferry * 4 + "The ferry left the", 0)
 expect("after loading", loaded, "harbour at seven in the morning")
 reused("after loading", loaded, 100)
 
-long = complete(baker * 18 + "A baker in Lisbon", 1, 120)
+long = complete(baker * 42 + "A baker in Lisbon", 1, 120)
 expect("past the end of the context", long, "sold the rest. A baker in Lisbon counted forty loaves")
 if long["tokens_predicted"] != 120 or not long["truncated"]: sys.exit(f"FAIL: the context was not shifted: {long['timings']}")
 sys.exit(bad)
@@ -75,7 +75,7 @@ trap '[ -z "$server" ] || kill -KILL "$server"; rm -rf "$tmp"' EXIT
 serve() {
     local port
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    enter "$1" llama-server -m "$KNA_MODEL" -t 2 -c 1024 -np 2 --host 127.0.0.1 --port "$port" --context-shift --cache-reuse 8 \
+    enter "$1" llama-server -m "$KNA_MODEL" -t 2 -c 2048 -np 2 --host 127.0.0.1 --port "$port" --context-shift --cache-reuse 8 \
         --slot-save-path "$tmp" </dev/null >"$tmp/log" 2>&1 &
     server=$!
     "$python" "$tmp/scenario.py" "$port" "$tmp" || { complain "under $1"; tail -20 "$tmp/log"; }
@@ -84,12 +84,12 @@ serve() {
     server=
 }
 
-serve "METHOD=knn K=48 EXACT_BELOW=0 REPORT=$tmp/report"
+serve "METHOD=knn K=16 EXACT_BELOW=0 REPORT=$tmp/report"
 "$python" - "$tmp/report" <<'END' || bad=1
 import json, sys
 r = json.load(open(sys.argv[1]))
 print({name: r[name] for name in ("calls", "rows", "keys_seen", "keys_full", "rows_indexed", "stale_events", "stale_rows", "fallbacks")})
 if r["stale_events"] or r["fallbacks"]: sys.exit("FAIL: the cache changed without the index being told, or memory was short")
-if not r["keys_full"] < 0.8 * r["keys_seen"]: sys.exit("FAIL: nearly every key was read")
+if not r["keys_full"] < 0.9 * r["keys_seen"]: sys.exit("FAIL: nearly every key was read")
 END
 exit $bad
