@@ -2,8 +2,8 @@
 # program; the report it leaves is valid and its layers add up to its totals.
 set -eu
 . "$(dirname "$0")/_common.sh"
-ferry 28 >"$tmp/text" # about 700 tokens
-ferry 100 >"$tmp/long"
+ferry 10 >"$tmp/text"
+ferry 40 >"$tmp/long" # two windows, as llama-perplexity demands
 
 # adds_up FILE: prints nothing when the report holds together.
 adds_up() {
