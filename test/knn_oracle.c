@@ -91,7 +91,8 @@ static bool unit_holds(const kna_index *index, const kna_rows *k, const kna_rows
         for (int64_t i = 0; i < n; i++) {
             bool fits = ids[i] >= row && ids[i] < row + rows && ids[i] >= KNA_FIRST_ROWS && (i == 0 || ids[i] > ids[i - 1]);
             fits = fits && !seen[ids[i] - row]++;
-            if (!EXPECT_THAT(fits, "slot %lld, member %lld: row %d of unit %lld", (long long)s, (long long)i, ids[i], (long long)row)) {
+            if (!EXPECT_THAT(fits, "slot %lld, member %lld: row %d of unit %lld", (long long)s, (long long)i, ids[i],
+                             (long long)row)) {
                 return false;
             }
         }
@@ -169,7 +170,7 @@ static bool is_ordinary(const choice *x, int64_t first, int64_t end)
     const oracle *o = x->o;
     int64_t low = 0, high = o->n, sinks = count_option(o->options.near_sinks, 4), window = count_option(o->options.near_window, 64);
     bool seen = false;
-    while (low < high && !(seen = any_head_sees(o, x->query, low) || (o->absent && o->absent[low] && false))) low++;
+    while (low < high && !(seen = any_head_sees(o, x->query, low))) low++;
     while (high > low && !any_head_sees(o, x->query, high - 1)) high--;
     if (end > high - window) return false;
     return !seen || sinks == 0 || low + sinks <= KNA_FIRST_ROWS || end <= low || (first ? first : 0) >= low + sinks;
@@ -443,7 +444,8 @@ knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together
 
 static bool report_holds(random_case *c, const kna_report *r, const knn_truth *t)
 {
-    bool good = EXPECT_THAT(r->rows == t->e->rows && r->method == KNA_KNN, "rows = %lld, method = %d", (long long)r->rows, r->method);
+    bool good = EXPECT_THAT(r->rows == t->e->rows && r->method == KNA_KNN, "rows = %lld, method = %d", (long long)r->rows,
+                            r->method);
     good = good && EXPECT_THAT(r->keys_seen == t->seen, "keys_seen = %g, expected %g: %s", r->keys_seen, t->seen, case_text(c));
     good = good && EXPECT_THAT(r->rows_exact == t->rows_exact, "rows_exact = %lld, expected %lld: %s", (long long)r->rows_exact,
                                (long long)t->rows_exact, case_text(c));

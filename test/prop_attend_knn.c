@@ -66,9 +66,9 @@ static bool holds(random_case *c, kna_context *context, int64_t together)
     c->options.index = knn_index_of(c, context);
     bool good = true;
     for (int again = 0; again < 2 && good; again++) {
-        good = knn_case_holds(c, context, NULL, together, &rows_tried, &rows_doubtful) &&
-               knn_index_holds(c->options.index, &c->k, &c->v);
+        good = knn_case_holds(c, context, NULL, together, &rows_tried, &rows_doubtful);
     }
+    good = good && knn_index_holds(c->options.index, &c->k, &c->v);
     if (!good) printf("  on cpu %s\n", kna_cpu_name(kna_context_cpu(context)));
     kna_index_free(c->options.index);
     c->options.index = NULL;
@@ -86,7 +86,7 @@ static kna_context *random_context(void)
 static void decoding(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < rounds(48); i++) {
+    for (int i = 0; i < rounds(40); i++) {
         static const int64_t groups[] = { 1, 1, 3, 4, 8 };
         random_case c = { .guarded = false };
         int64_t g = groups[test_below(5)], h_kv = 1 + (int64_t)test_below(3), m = 1 + (int64_t)test_below((size_t)(16 / g));
@@ -125,7 +125,7 @@ static void one_tile(void)
 static void equal_queries(void)
 {
     rows_tried = rows_doubtful = 0;
-    for (int i = 0; i < rounds(8); i++) {
+    for (int i = 0; i < rounds(4); i++) {
         random_case c = { .guarded = false };
         int64_t g = 1 + (int64_t)test_below(3), h_kv = 1 + (int64_t)test_below(2), m = 192, d = 24; /* whole tiles */
         random_problem(&c, (shape){ g * h_kv, h_kv, m, 1100 + (int64_t)test_below(1200), d, 20 });
@@ -164,7 +164,8 @@ static void edges_of_pieces(void)
             case_end(&c);
         }
     }
-    EXPECT_THAT(rows_doubtful <= rows_tried / 5, "%lld of %lld rows were in doubt", (long long)rows_doubtful, (long long)rows_tried);
+    EXPECT_THAT(rows_doubtful <= rows_tried / 5, "%lld of %lld rows were in doubt", (long long)rows_doubtful,
+                (long long)rows_tried);
 }
 
 /* ---- against exact attention */
@@ -172,7 +173,7 @@ static void edges_of_pieces(void)
 /* Every cluster chosen, by k or by eps, is exact attention; so is what comes of clusters whose keys and values are all alike. */
 static void all_chosen(void)
 {
-    for (int i = 0; i < rounds(28); i++) {
+    for (int i = 0; i < rounds(16); i++) {
         random_case c = { .guarded = false };
         int64_t n = 600 + (int64_t)test_below(1600), m = test_below(2) ? 1 + (int64_t)test_below(4) : 20 + (int64_t)test_below(150);
         random_problem(&c, (shape){ 4, 2, m, n, random_dim(), random_dim() });
@@ -186,8 +187,9 @@ static void all_chosen(void)
         expected *e = expected_exact(o, 2 * TOLERANCE); /* what is left of the tail's sum is rounding */
         kna_report r = { .size = sizeof r };
         if (case_attend(&c, random_context(), &r) == KNA_OK) case_matches(&c, e);
-        EXPECT_THAT(fabs(r.keys_full - r.keys_seen) <= 1e-6 * r.keys_seen + 16 * (double)r.rows * (i % 2), "%g of %g keys read: %s",
-                    r.keys_full, r.keys_seen, case_text(&c));
+        double left = i % 2 ? 16 * (double)r.rows : 0; /* eps leaves clusters that weigh nothing */
+        EXPECT_THAT(fabs(r.keys_full - r.keys_seen) <= 1e-6 * r.keys_seen + left, "%g of %g keys read: %s", r.keys_full,
+                    r.keys_seen, case_text(&c));
         EXPECT_THAT(r.tail_mass <= 1e-5 || i % 2, "tail_mass = %g: %s", r.tail_mass, case_text(&c));
         expected_free(e);
         oracle_free(o);
@@ -227,7 +229,8 @@ static void random_cases(void)
         case_attend(&c, random_context(), &r);
         if (r.rows_exact == r.rows) {
             case_matches(&c, e);
-            EXPECT_THAT(r.keys_full == r.keys_seen && r.tail_mass == 0, "%g of %g keys: %s", r.keys_full, r.keys_seen, case_text(&c));
+            EXPECT_THAT(r.keys_full == r.keys_seen && r.tail_mass == 0, "%g of %g keys: %s", r.keys_full, r.keys_seen,
+                        case_text(&c));
         }
         double seen = 0;
         for (int64_t at = 0; at < o->h * o->m * o->n; at++) {
@@ -261,7 +264,7 @@ static void slopes(void)
 /* Keys in tight groups: means stand for their clusters, so that little is lost however few keys are read, by any path. */
 static void tight_groups(void)
 {
-    for (int i = 0; i < rounds(12); i++) {
+    for (int i = 0; i < 6; i++) {
         random_case c = { .guarded = false };
         int64_t m = i % 3 == 0 ? 1 : i % 3 == 1 ? 6 : 100, k[] = { 1, 64, 512 };
         case_begin(&c, (shape){ 4, 2, m, 2200, 32, 16 });
@@ -286,7 +289,7 @@ static void more_is_nearer(void)
     for (int i = 0; i < 4; i++) {
         random_case c = { .guarded = false };
         double last = 0, first = 0;
-        case_begin(&c, (shape){ 8, 2, i % 2 ? 4 : 200, 3400, 24, 24 });
+        case_begin(&c, (shape){ 8, 2, i % 2 ? 4 : 80, 3400, 24, 24 });
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 2);
         c.options.method = KNA_KNN;
         for (int x = 0; x < 4; x++) {

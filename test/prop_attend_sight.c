@@ -219,7 +219,8 @@ static void other_sequences(void)
 {
     for (int i = 0; i < rounds(20); i++) {
         random_case c = { .guarded = false };
-        int64_t m = 8, n = 700 + (int64_t)test_below(1500), stretch = 1 + (int64_t)test_below(700), shared = (int64_t)test_below(400);
+        int64_t m = 8, n = 700 + (int64_t)test_below(1500);
+        int64_t stretch = 1 + (int64_t)test_below(700), shared = (int64_t)test_below(400);
         begin(&c, m, n);
         case_mask(&c, KNA_F16, 1, 0, false, false);
             bool *odd = case_hold(&c, (size_t)n);

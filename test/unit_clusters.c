@@ -70,7 +70,9 @@ static void partition(void)
         form(i % 2);
         EXPECT(knn_index_holds(index_, &c.k, &c.v));
         int64_t nonempty = 0;
-        for (int64_t s = 0; s < N / KNA_SLOTS; s++) nonempty += index_->clusters.count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
+        for (int64_t s = 0; s < N / KNA_SLOTS; s++) {
+            nonempty += index_->clusters.count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
+        }
         EXPECT_THAT(nonempty > N / KNA_SLOTS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
         EXPECT_INT(cluster_of(0, KNA_FIRST_ROWS - 1), -1);
         done();
@@ -99,7 +101,8 @@ static double spread_of(const double *s, int64_t d, int64_t head, const int32_t 
     for (int64_t i = 0; i < n * d; i++) mean[i % d] += oracle_number(&c.k, head, ids[i / d], i % d) / (double)n;
     for (int64_t r = 0; r < n; r++) {
         for (int64_t i = 0; i < d * d; i++) {
-            double a = oracle_number(&c.k, head, ids[r], i / d) - mean[i / d], b = oracle_number(&c.k, head, ids[r], i % d) - mean[i % d];
+            double a = oracle_number(&c.k, head, ids[r], i / d) - mean[i / d];
+            double b = oracle_number(&c.k, head, ids[r], i % d) - mean[i % d];
             sum += s[i] * a * b / (double)n;
         }
     }
@@ -115,8 +118,8 @@ static void expect_spreads(const double *s, int64_t d, int64_t head)
         int64_t n = kna__cluster_rows(&index_->clusters, head, slot, ids);
         double got = (double)index_->clusters.spread[kna__cluster_slot(&index_->clusters, head, slot)];
         double want = n ? spread_of(s, d, head, ids, n) : 0;
-        if (!EXPECT_THAT(fabs(got - want) <= 1e-3 * want + 1e-6, "spread of slot %lld of %lld rows: %g, expected %g", (long long)slot,
-                         (long long)n, got, want)) {
+        if (!EXPECT_THAT(fabs(got - want) <= 1e-3 * want + 1e-6, "spread of slot %lld of %lld rows: %g, expected %g",
+                         (long long)slot, (long long)n, got, want)) {
             return;
         }
     }
@@ -189,9 +192,10 @@ static void odd_rows(void)
 {
     for (int i = 0; i < 3; i++) {
         fresh(D, DV, KNA_F32);
-        for (int64_t at = 0; at < HEADS * N; at++) {
-            for (int64_t x = 0; x < D; x++) case_put(&c.k, at / N, at % N, x, i == 0 ? 0 : i == 1 ? 2 : (float)(1e6 * test_normal()));
-            for (int64_t x = 0; x < DV; x++) case_put(&c.v, at / N, at % N, x, i == 0 ? 0 : i == 1 ? -3 : (float)(1e6 * test_normal()));
+        for (int64_t at = 0; at < HEADS * N * (D + DV); at++) {
+            const kna_rows *rows = at % (D + DV) < D ? &c.k : &c.v;
+            int64_t row = at / (D + DV), column = at % (D + DV) < D ? at % (D + DV) : at % (D + DV) - D;
+            case_put(rows, row / N, row % N, column, i == 0 ? 0 : i == 1 ? 2 : (float)(1e6 * test_normal()));
         }
         form(true);
         EXPECT(knn_index_holds(index_, &c.k, &c.v));
