@@ -2,7 +2,7 @@
 # took, whole prompts; caches survive being cut back and filled further.
 source "$(dirname "$0")/_prepare.sh"
 
-depths=0,48,96
+depths=0,96
 [ -z "${KNA_SANITIZE:-}" ] || depths=48,
 methods='("llama.cpp -fa 0", "llama.cpp -fa 1", "exact", "knn")'
 bench() { "$KNA" bench model -m "$model" -f "$KNA_DOCUMENTS/filesystems/vfs.rst" $one --json "$@"; }
