@@ -266,7 +266,7 @@ static void take_largest(choice *x, const double *score, int64_t want, bool *tak
         taken[best] = true;
         last = score[best];
     }
-    for (int64_t s = 0; s < x->clusters; s++) x->doubtful |= !taken[s] && score[s] > 0 && score[s] >= last * (1 - 1e-3);
+    for (int64_t s = 0; s < x->clusters; s++) x->doubtful |= !taken[s] && score[s] > 0 && score[s] >= last * (1 - 2e-4);
 }
 
 static double error_left(const choice *x)

@@ -259,6 +259,28 @@ static void absent_rows_take_no_part(void)
     }
 }
 
+/* An audit compares with exact attention over the rows that are present. */
+static void audit_without_absent_rows(void)
+{
+    for (int i = 0; i < rounds(12); i++) {
+        random_case c = { .guarded = false };
+        kna_context *context = context_best();
+        kna_report r = { .size = sizeof r };
+        case_begin(&c, (shape){ 4, 2, 1 + (int64_t)test_below(8), 600 + (int64_t)test_below(900), 16, 12 });
+        c.options.method = KNA_KNN;
+        c.options.k_near = 16;
+        c.options.audit = 1;
+        bool *absent = absent_rows(&c);
+        c.options.index = index_without(&c, context, absent);
+        case_attend(&c, context, &r);
+        double mean = knn_errors_of(&c, absent).mean;
+        EXPECT_THAT(fabs(r.audit_mean - mean) <= 1e-3 * mean + 1e-4, "audit_mean = %g, expected %g: %s", r.audit_mean, mean,
+                    case_text(&c));
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
 /* Rows that come back are as new to an int8 index. */
 static void rows_come_back(void)
 {
@@ -579,6 +601,7 @@ int main(int argc, char **argv)
     TEST(growing_topk);
     TEST(growing_knn);
     TEST(absent_rows_take_no_part);
+    TEST(audit_without_absent_rows);
     TEST(rows_come_back);
     TEST(rewritten_rows);
     TEST(rolled_back);

@@ -193,6 +193,26 @@ static void hidden_after_forming(void)
     }
 }
 
+/* No cluster is formed of a key the query cannot see. */
+static void hidden_keys_in_no_cluster(void)
+{
+    for (int i = 0; i < rounds(20); i++) {
+        random_case c = { .guarded = false };
+        int64_t n = 900 + (int64_t)test_below(1500);
+        begin(&c, 1, n);
+        bool *hidden = hidden_keys(&c);
+        hide(&c, hidden);
+        c.options.index = knn_index_of(&c, context_best());
+        case_attend(&c, context_best(), NULL);
+        for (int64_t j = KNA_FIRST_ROWS; j < n; j++) {
+            int state = c.options.index->clusters.state[j / KNA_PIECE];
+            if (hidden[j] && !EXPECT_THAT(state == KNA_PIECE_OPEN, "hidden row %lld is in a cluster", (long long)j)) break;
+        }
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
 /* A sliding window: what it has left behind. */
 static void keys_before_the_window(void)
 {
@@ -329,6 +349,7 @@ int main(int argc, char **argv)
     TEST(future_behind_a_mask);
     TEST(hidden_keys_do_nothing);
     TEST(hidden_after_forming);
+    TEST(hidden_keys_in_no_cluster);
     TEST(keys_before_the_window);
     TEST(other_sequences);
     TEST(garbage_nobody_sees);
