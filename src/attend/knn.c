@@ -1,14 +1,15 @@
 /*
  * knn.c - the call: queries in blocks, as they would arrive; before each block, the index forms clusters of what its first query
- * sees, and after it learns from its queries. So nothing a row uses comes from later tokens.
+ * sees, and after it learns from its queries. So no key or value a row uses, and no cluster, comes from later tokens. Which clusters are
+ * read in full rather than by their means is settled by a tile of neighbouring queries together, later ones among them.
  */
 #include "knn.h"
 
 #include <math.h>
 
 enum {
-    BLOCK = 512,        /* queries that see the same state of the index */
-    DECODE_ROWS = 16,   /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
+    BLOCK = 512,      /* queries that see the same state of the index */
+    DECODE_ROWS = 16, /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
     UNITS_AT_ONCE = 64,
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };

@@ -19,11 +19,11 @@ typedef struct knn_range {
 
 /* How a few neighbouring queries read the keys. */
 typedef struct knn_plan {
-    int32_t *pieces;     /* whose clusters all of these queries see whole, ascending */
+    int32_t *pieces; /* whose clusters all of these queries see whole, ascending */
     int64_t piece_count;
-    knn_range *ranges;   /* rows read in full, as far as each query sees them */
+    knn_range *ranges; /* rows read in full, as far as each query sees them */
     int64_t range_count;
-    int64_t slots;       /* clusters: KNA_SLOTS per piece */
+    int64_t slots; /* clusters: KNA_SLOTS per piece */
 } knn_plan;
 
 /* What one row did, for the report. */
@@ -41,8 +41,6 @@ typedef struct knn_call {
     int64_t gaps;           /* runs of rows that are not present in the index: they take no part */
     knn_stats *stats;       /* (m, h) */
 } knn_call;
-
-
 
 /* knn_plan.c - room for a plan, cut off a block; the plan of queries query .. query + queries - 1. */
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
@@ -65,13 +63,13 @@ int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most);
 
 /* knn_select.c */
 typedef struct knn_choice {
-    int32_t *chosen;       /* numbers of clusters within the plan, ascending; room for plan->slots */
+    int32_t *chosen; /* numbers of clusters within the plan, ascending; room for plan->slots */
     int64_t count;
-    float error;           /* estimated, mean over the rows; negative: nobody asked */
-    float *share;          /* slots: share of softmax, summed over the rows that choose together */
-    float *score;          /* slots */
-    int32_t *scratch_ids;  /* slots */
-    float *scratch;        /* slots / 16 + 1 + slots */
+    float error;          /* estimated, mean over the rows; negative: nobody asked */
+    float *share;         /* slots: share of softmax, summed over the rows that choose together */
+    float *score;         /* slots */
+    int32_t *scratch_ids; /* slots */
+    float *scratch;       /* slots / 16 + 1 + slots */
 } knn_choice;
 void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter);
 /*
@@ -87,7 +85,8 @@ double kna__knn_sum(const float *z, int64_t slots);
  * The clusters that `rows` rows together read in full, by choice->share; mean_square is the mean of their |q|^2. As many as the
  * options ask for, more where the estimated error demands it, and all that must be read.
  */
-void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square, int64_t rows);
+void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square,
+                     int64_t rows);
 /* Clusters that a row of a tile reads beside those the tile shares; all that one of `rows` rows reads, errors not looked at. */
 int64_t kna__knn_own(const knn_call *call);
 int64_t kna__knn_budget(const knn_call *call, int64_t rows);

@@ -13,9 +13,9 @@
 #include <math.h>
 
 enum {
-    CHUNK_PIECES = 32,  /* clusters per task: 512 */
-    EXACT_KEYS = 512,   /* rows of a range per task */
-    LIST_CLUSTERS = 8   /* chosen clusters per task: about 128 keys */
+    CHUNK_PIECES = 32, /* clusters per task: 512 */
+    EXACT_KEYS = 512,  /* rows of a range per task */
+    LIST_CLUSTERS = 8  /* chosen clusters per task: about 128 keys */
 };
 
 /* What belongs to one set. */
@@ -23,13 +23,13 @@ typedef struct decode_set {
     knn_plan plan;
     knn_choice choice;
     int64_t kv_head, query;
-    float *q;            /* (g, d) scaled */
-    float *z;            /* (g, slots) mean logits, then masses */
-    float *max;          /* (g) what the masses are relative to */
-    double *tail;        /* (g) masses left after the choice, relative to exp(max) */
-    double *total;       /* (g) all of softmax, relative to exp(max) */
-    float *half_square;  /* (g) */
-    int64_t keys;        /* on the list */
+    float *q;           /* (g, d) scaled */
+    float *z;           /* (g, slots) mean logits, then masses */
+    float *max;         /* (g) what the masses are relative to */
+    double *tail;       /* (g) masses left after the choice, relative to exp(max) */
+    double *total;      /* (g) all of softmax, relative to exp(max) */
+    float *half_square; /* (g) */
+    int64_t keys;       /* on the list */
     int32_t stale;
 } decode_set;
 
@@ -37,7 +37,7 @@ typedef struct decode_job {
     knn_call *call;
     int64_t sets, g;
     int64_t chunks, exact_chunks, list_chunks; /* most of any set */
-    int64_t parts;      /* exact chunks, then list chunks, then chunks of means */
+    int64_t parts;                             /* exact chunks, then list chunks, then chunks of means */
     decode_set *set;
     kna__state *states; /* (parts, sets, g) */
     float *values;      /* (parts, sets, g, dv) */
@@ -49,8 +49,8 @@ typedef struct decode_job {
 
 /* A worker's room. */
 typedef struct decode_room {
-    float *scores;  /* (g, EXACT_KEYS) or (g, keys of a list chunk) */
-    int32_t *ids;   /* keys of a list chunk */
+    float *scores; /* (g, EXACT_KEYS) or (g, keys of a list chunk) */
+    int32_t *ids;  /* keys of a list chunk */
 } decode_room;
 
 static int64_t room_keys(const decode_job *job)
@@ -258,7 +258,8 @@ static void read_list(const decode_job *job, decode_set *set, int64_t chunk, con
     job->listed[chunk * job->sets + (set - job->set)] = at;
     for (int64_t r = 0; r < job->g; r++) {
         float *s = room->scores + r * at;
-        p->kernels->dot_at[p->k.type](s, set->q + r * p->d, kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)at, (size_t)p->d);
+        p->kernels->dot_at[p->k.type](s, set->q + r * p->d, kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)at,
+                                      (size_t)p->d);
     }
     job->stale[chunk * job->sets + (set - job->set)] =
         kna__knn_stale(job->call, &set->plan, set->kv_head, set->choice.chosen + first, end > first ? end - first : 0, set->q,
@@ -269,7 +270,8 @@ static void read_list(const decode_job *job, decode_set *set, int64_t chunk, con
             p->kernels->softcap(s, p->options.softcap, (size_t)at);
         }
         states[r] = soften(p, s, at);
-        p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)at, (size_t)p->dv);
+        p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)at,
+                                      (size_t)p->dv);
     }
 }
 
@@ -316,8 +318,7 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
     float values[KNA_MAX_DIM] = { 0 };
     kna__state state = { -INFINITY, 0 };
     for (int64_t part = 0; part < job->parts; part++) {
-        kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r],
-                        part_values(job, set, part) + r * p->dv, p->dv);
+        kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r], part_values(job, set, part) + r * p->dv, p->dv);
     }
     int64_t head = set->kv_head * p->g + r;
     knn_stats *stats = &job->call->stats[set->query * p->h + head];
@@ -468,8 +469,9 @@ int kna__attend_knn_decode(knn_call *call)
     for (int64_t i = 0; i < job.sets; i++) {
         begin_set(&job, i);
     }
-    static const kna__step steps[] = { { first_step, first_tasks }, { choose_clusters, second_tasks }, { third_step, third_tasks },
-                                       { write_set, set_tasks } };
+    static const kna__step steps[] = {
+        { first_step, first_tasks }, { choose_clusters, second_tasks }, { third_step, third_tasks }, { write_set, set_tasks }
+    };
     kna__parallel_steps(threads, steps, 4, &job);
     return KNA_OK;
 }

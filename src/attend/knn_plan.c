@@ -150,7 +150,8 @@ static bool may_use(const knn_call *call, const border *b, int64_t query, int64_
         return false;
     }
     int64_t unit = kna__unit_row(c, piece), end = unit + kna__unit_rows(c, piece), first = unit ? unit : KNA_FIRST_ROWS;
-    return end <= b->recent && (end <= b->sinks_first || unit >= b->sinks_end) && all_see(call->problem, query, queries, first, end - first);
+    return end <= b->recent && (end <= b->sinks_first || unit >= b->sinks_end) &&
+           all_see(call->problem, query, queries, first, end - first);
 }
 
 static void make_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries, bool use_clusters)

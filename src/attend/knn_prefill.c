@@ -11,7 +11,8 @@
 #include <math.h>
 
 enum {
-    TILE_MOST = 192, TILE_LEAST = 24,
+    TILE_MOST = 192,
+    TILE_LEAST = 24,
     MASSES_BYTES = 1 << 20 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
@@ -34,10 +35,10 @@ typedef struct prefill_room {
     double *tail;       /* rows: masses left after the choice */
     float *max;         /* rows: what they are relative to */
     int32_t *ids;
-    float *stray;       /* slots: how far members stray, see kna__knn_stray() */
-    int32_t *own;       /* (rows, own) clusters a row reads beside the shared ones; -1: one fewer */
-    int64_t owned;      /* of each row */
-    float *own_logits;  /* keys of a row's own clusters */
+    float *stray;      /* slots: how far members stray, see kna__knn_stray() */
+    int32_t *own;      /* (rows, own) clusters a row reads beside the shared ones; -1: one fewer */
+    int64_t owned;     /* of each row */
+    float *own_logits; /* keys of a row's own clusters */
     int32_t *own_ids;
 } prefill_room;
 
@@ -295,7 +296,8 @@ static int64_t choose_tile(const prefill_job *job)
 {
     const kna__problem *p = job->call->problem;
     int64_t rows = job->call->queries * p->g, tile = TILE_MOST;
-    while (tile > TILE_LEAST && ((rows + tile - 1) / tile * p->h_kv < 6 || tile * job->slots * (int64_t)sizeof(float) > MASSES_BYTES)) {
+    while (tile > TILE_LEAST &&
+           ((rows + tile - 1) / tile * p->h_kv < 6 || tile * job->slots * (int64_t)sizeof(float) > MASSES_BYTES)) {
         tile /= 2;
     }
     tile = tile / p->g * p->g;

@@ -169,7 +169,8 @@ int64_t kna__knn_budget(const knn_call *call, int64_t rows)
     return shared_clusters(call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(call));
 }
 
-void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square, int64_t rows)
+void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square,
+                     int64_t rows)
 {
     const kna_attend_options *o = &call->problem->options;
     int64_t want = shared_clusters(call, rows);

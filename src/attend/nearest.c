@@ -4,8 +4,8 @@
 #include <math.h>
 
 enum {
-    CHUNK_BLOCKS = 64,            /* blocks per scan task: 1,024 keys */
-    TILE_SCORES_BYTES = 2 << 20   /* scores of a tile of queries stay in a second-level cache */
+    CHUNK_BLOCKS = 64,          /* blocks per scan task: 1,024 keys */
+    TILE_SCORES_BYTES = 2 << 20 /* scores of a tile of queries stay in a second-level cache */
 };
 
 nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes)

@@ -133,7 +133,8 @@ static void find_nearest(nearest_row *row, int64_t k)
             room->found[kept++] = (int32_t)j;
         }
     }
-    p->kernels->dot_at[p->k.type](room->work, row->q, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept, (size_t)p->d);
+    p->kernels->dot_at[p->k.type](room->work, row->q, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept,
+                                  (size_t)p->d);
     kna__logits_finish_at(p, row->head, row->query, room->found, room->work, kept);
     for (int64_t i = 0; i < kept; i++) {
         room->approx[i] = row->s[room->found[i]];

@@ -13,11 +13,11 @@ enum { KNA_TILE_KEYS = 64 /* key panel, value panel and half the scores stay in 
 typedef struct kna__tile {
     const kna__problem *problem;
     int64_t kv_head, row, rows; /* which rows of the problem */
-    float *q;      /* (rows, d) scaled */
-    float *panel;  /* (KEYS, max(d, dv)) keys before transposing, then values */
-    float *kt;     /* (d, KEYS) */
-    float *s;      /* (rows, KEYS) */
-    float *out;    /* (rows, dv) */
+    float *q;                   /* (rows, d) scaled */
+    float *panel;               /* (KEYS, max(d, dv)) keys before transposing, then values */
+    float *kt;                  /* (d, KEYS) */
+    float *s;                   /* (rows, KEYS) */
+    float *out;                 /* (rows, dv) */
     kna__state *state;
 } kna__tile;
 

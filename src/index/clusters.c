@@ -54,8 +54,8 @@ void kna__clusters_release(kna_index *index)
 static void move(void *to, const void *from, int64_t heads, size_t to_bytes, size_t from_bytes)
 {
     for (int64_t head = 0; head < heads && from_bytes; head++) {
-        memcpy((char *)to + (size_t)head * (to_bytes / (size_t)heads), (const char *)from + (size_t)head * (from_bytes / (size_t)heads),
-               from_bytes / (size_t)heads);
+        memcpy((char *)to + (size_t)head * (to_bytes / (size_t)heads),
+               (const char *)from + (size_t)head * (from_bytes / (size_t)heads), from_bytes / (size_t)heads);
     }
 }
 

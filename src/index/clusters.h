@@ -16,27 +16,27 @@
 
 enum {
     KNA_PIECE = 256,
-    KNA_SLOTS = 16,           /* per piece: clusters of 16 keys on average */
+    KNA_SLOTS = 16, /* per piece: clusters of 16 keys on average */
     KNA_SEGMENT_PIECES = 4,
     KNA_SEGMENT = KNA_PIECE * KNA_SEGMENT_PIECES,
-    KNA_FIRST_ROWS = 16       /* never in a cluster */
+    KNA_FIRST_ROWS = 16 /* never in a cluster */
 };
 
 enum { KNA_PIECE_OPEN, KNA_PIECE_ALONE, KNA_PIECE_MERGED };
 
 typedef struct kna__clusters {
-    int64_t capacity;  /* pieces */
-    uint16_t *key;     /* (heads, slots, d) f16: mean key */
-    uint16_t *value;   /* (heads, slots, dv) f16: mean value */
-    float *spread;     /* (heads, slots): variance of the members' logits, over |q|^2 */
-    float *deviation;  /* (heads, slots): root mean square of |value - mean value| */
-    float *norm;       /* (heads, slots): |mean key| */
-    uint16_t *count;   /* (heads, slots): members */
-    uint16_t *first;   /* (heads, slots): where they start in `member`, from the unit's first row on */
-    uint16_t *member;  /* (heads, rows): a member's row, counted from the unit's first row */
-    uint8_t *always;   /* (heads, slots) */
-    uint8_t *state;    /* (pieces) */
-    uint8_t *touched;  /* (pieces): rows written since it was formed */
+    int64_t capacity; /* pieces */
+    uint16_t *key;    /* (heads, slots, d) f16: mean key */
+    uint16_t *value;  /* (heads, slots, dv) f16: mean value */
+    float *spread;    /* (heads, slots): variance of the members' logits, over |q|^2 */
+    float *deviation; /* (heads, slots): root mean square of |value - mean value| */
+    float *norm;      /* (heads, slots): |mean key| */
+    uint16_t *count;  /* (heads, slots): members */
+    uint16_t *first;  /* (heads, slots): where they start in `member`, from the unit's first row on */
+    uint16_t *member; /* (heads, rows): a member's row, counted from the unit's first row */
+    uint8_t *always;  /* (heads, slots) */
+    uint8_t *state;   /* (pieces) */
+    uint8_t *touched; /* (pieces): rows written since it was formed */
 } kna__clusters;
 
 static inline int64_t kna__cluster_slot(const kna__clusters *c, int64_t head, int64_t slot)
@@ -87,17 +87,17 @@ enum { KNA_METRIC_DIM = 256 };
 
 /* kmeans.c - divide rows x (n,dim) into `clusters` groups: assigned[i] < clusters. All arrays of a room are the caller's. */
 typedef struct kna__kmeans_room {
-    float *norm;      /* n */
-    float *at;        /* n */
-    float *copy;      /* n */
-    float *ones;      /* n, all 1 */
-    int32_t *order;   /* n */
-    int32_t *moved;   /* n */
+    float *norm;              /* n */
+    float *at;                /* n */
+    float *copy;              /* n */
+    float *ones;              /* n, all 1 */
+    int32_t *order;           /* n */
+    int32_t *moved;           /* n */
     float *low, *high, *axis; /* dim */
-    float *centre;    /* (clusters, dim) */
-    float *turned;    /* (dim, clusters) */
-    float *product;   /* (64, clusters) */
-    float *size;      /* clusters: |centre|^2 */
+    float *centre;            /* (clusters, dim) */
+    float *turned;            /* (dim, clusters) */
+    float *product;           /* (64, clusters) */
+    float *size;              /* clusters: |centre|^2 */
 } kna__kmeans_room;
 void kna__kmeans(const kna__kernels *kernels, int32_t *assigned, const float *x, int64_t n, int64_t dim, int64_t clusters,
                  const kna__kmeans_room *room);

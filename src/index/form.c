@@ -23,10 +23,10 @@ typedef struct form_job {
 } form_job;
 
 typedef struct form_room {
-    float *k, *v;       /* rows of the unit, (rows, d) and (rows, dv) */
-    float *x;           /* (rows, d + dv) */
-    float *factor;      /* (d, d) */
-    float *mean;        /* d + dv */
+    float *k, *v;  /* rows of the unit, (rows, d) and (rows, dv) */
+    float *x;      /* (rows, d + dv) */
+    float *factor; /* (d, d) */
+    float *mean;   /* d + dv */
     int32_t *assigned;
     kna__kmeans_room kmeans;
 } form_room;
@@ -224,8 +224,9 @@ bool kna__cluster_is_stale(const kna__kernels *kernels, const kna_index *index, 
         return false;
     }
     int64_t at = kna__cluster_slot(c, head, slot), n = kna__cluster_rows(c, head, slot, ids);
-    return n > 0 && !c->always[at] && (mean_is_stale(kernels, c->key + at * index->d, k, head, ids, n) ||
-                                       mean_is_stale(kernels, c->value + at * index->dv, v, head, ids, n));
+    return n > 0 && !c->always[at] &&
+           (mean_is_stale(kernels, c->key + at * index->d, k, head, ids, n) ||
+            mean_is_stale(kernels, c->value + at * index->dv, v, head, ids, n));
 }
 
 int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,

@@ -66,7 +66,8 @@ static void halve(const tree *t, int32_t *ids, int64_t n, int64_t low)
     for (int64_t i = 0; i < n; i++) {
         bool is_high = room->at[i] > border || (room->at[i] == border && equal-- > 0);
         bool fits = is_high ? back < n : front < low;
-        room->moved[(is_high == fits) ? back++ : front++] = ids[i]; /* NaN compares with nothing: there is always room on one side */
+        room->moved[(is_high == fits) ? back++ : front++] =
+            ids[i]; /* NaN compares with nothing: there is always room on one side */
     }
     memcpy(ids, room->moved, (size_t)n * sizeof *ids);
 }
