@@ -79,7 +79,7 @@ void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter)
 void kna__knn_forget(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end);
 /* z: mean logits of the plan's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
 double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square);
-/* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of what was there. */
+/* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of it all. */
 double kna__knn_sum(const float *z, int64_t slots);
 /*
  * The clusters that `rows` rows together read in full, by choice->share; mean_square is the mean of their |q|^2. As many as the

@@ -166,7 +166,8 @@ int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, co
     for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= rows;) {
         bool whole = piece % KNA_SEGMENT_PIECES == 0 && (piece + KNA_SEGMENT_PIECES) * KNA_PIECE <= rows;
         int64_t pieces = whole ? KNA_SEGMENT_PIECES : 1;
-        if (index->clusters.state[piece] == KNA_PIECE_OPEN && kna__index_has_all(index, piece * KNA_PIECE, (piece + pieces) * KNA_PIECE)) {
+        bool open = index->clusters.state[piece] == KNA_PIECE_OPEN;
+        if (open && kna__index_has_all(index, piece * KNA_PIECE, (piece + pieces) * KNA_PIECE)) {
             units[count++] = (kna__unit){ piece, whole };
         }
         piece += pieces;
