@@ -44,7 +44,7 @@ static int64_t cluster_of(int64_t head, int64_t row)
     const kna__clusters *clusters = &index_->clusters;
     int64_t unit = kna__unit_row(clusters, row / KNA_PIECE), rows = kna__unit_rows(clusters, row / KNA_PIECE);
     int32_t ids[KNA_SEGMENT];
-    for (int64_t s = unit / KNA_SLOTS; s < (unit + rows) / KNA_SLOTS; s++) {
+    for (int64_t s = unit / KNA_MEMBERS; s < (unit + rows) / KNA_MEMBERS; s++) {
         int64_t n = kna__cluster_rows(clusters, head, s, ids);
         for (int64_t i = 0; i < n; i++) {
             if (ids[i] == row) return s;
@@ -56,7 +56,7 @@ static int64_t cluster_of(int64_t head, int64_t row)
 static int64_t marked(int64_t head)
 {
     int64_t count = 0;
-    for (int64_t s = 0; s < N / KNA_SLOTS; s++) count += index_->clusters.always[kna__cluster_slot(&index_->clusters, head, s)];
+    for (int64_t s = 0; s < N / KNA_MEMBERS; s++) count += index_->clusters.always[kna__cluster_slot(&index_->clusters, head, s)];
     return count;
 }
 
@@ -70,10 +70,10 @@ static void partition(void)
         form(i % 2);
         EXPECT(knn_index_holds(index_, &c.k, &c.v));
         int64_t nonempty = 0;
-        for (int64_t s = 0; s < N / KNA_SLOTS; s++) {
+        for (int64_t s = 0; s < N / KNA_MEMBERS; s++) {
             nonempty += index_->clusters.count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
         }
-        EXPECT_THAT(nonempty > N / KNA_SLOTS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
+        EXPECT_THAT(nonempty > N / KNA_MEMBERS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
         EXPECT_INT(cluster_of(0, KNA_FIRST_ROWS - 1), -1);
         done();
     }
@@ -114,7 +114,7 @@ static double spread_of(const double *s, int64_t d, int64_t head, const int32_t 
 static void expect_spreads(const double *s, int64_t d, int64_t head)
 {
     int32_t ids[KNA_SEGMENT];
-    for (int64_t slot = 0; slot < N / KNA_SLOTS; slot++) {
+    for (int64_t slot = 0; slot < N / KNA_MEMBERS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, head, slot, ids);
         double got = (double)index_->clusters.spread[kna__cluster_slot(&index_->clusters, head, slot)];
         double want = n ? spread_of(s, d, head, ids, n) : 0;
@@ -174,7 +174,7 @@ static void metric_decides(void)
     form(true);
     double along = 0, across = 0;
     int32_t ids[KNA_SEGMENT];
-    for (int64_t slot = 0; slot < KNA_SEGMENT / KNA_SLOTS; slot++) {
+    for (int64_t slot = 0; slot < KNA_SEGMENT / KNA_MEMBERS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, 0, slot, ids);
         double mean[2] = { 0, 0 };
         for (int64_t i = 0; i < 2 * n; i++) mean[i % 2] += oracle_number(&c.k, 0, ids[i / 2], 4 + i % 2) / (double)n;
@@ -294,7 +294,7 @@ static void stale_clusters(void)
     form(true);
     int64_t row = 777, slot = cluster_of(1, row), stale = 0;
     case_put(&c.v, 1, row, 3, 9);
-    for (int64_t i = 0; i < HEADS * N / KNA_SLOTS; i++) {
+    for (int64_t i = 0; i < HEADS * N / KNA_MEMBERS; i++) {
         int64_t head = i % HEADS, at = i / HEADS;
         bool is = kna__cluster_is_stale(context->kernels, index_, &c.k, &c.v, head, at);
         EXPECT_THAT(!is || (head == 1 && at == slot), "head %lld, slot %lld", (long long)head, (long long)at);

@@ -156,12 +156,12 @@ static float error_left(const knn_call *call, const knn_plan *plan, int64_t kv_h
 static int64_t shared_clusters(const knn_call *call, int64_t rows)
 {
     int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
-    return (call->problem->options.k_near * shared + KNA_SLOTS - 1) / KNA_SLOTS;
+    return (call->problem->options.k_near * shared + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
 int64_t kna__knn_own(const knn_call *call)
 {
-    return (call->problem->options.k_near + KNA_SLOTS - 1) / KNA_SLOTS;
+    return (call->problem->options.k_near + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
 int64_t kna__knn_budget(const knn_call *call, int64_t rows)

@@ -17,7 +17,7 @@ static layout layout_of(const kna_index *index, int64_t pieces)
     bytes.value = kna__size_product(slots, (size_t)index->dv * sizeof(uint16_t));
     bytes.number = kna__size_product(slots, sizeof(float));
     bytes.short_number = kna__size_product(slots, sizeof(uint16_t));
-    bytes.member = kna__size_product(slots, KNA_PIECE / KNA_SLOTS * sizeof(uint16_t));
+    bytes.member = kna__size_product(slots, KNA_MEMBERS * sizeof(uint16_t));
     bytes.flag = slots;
     bytes.piece = (size_t)pieces;
     return bytes;

@@ -16,7 +16,8 @@
 
 enum {
     KNA_PIECE = 256,
-    KNA_SLOTS = 16, /* per piece: clusters of 16 keys on average */
+    KNA_SLOTS = 16, /* clusters per piece */
+    KNA_MEMBERS = KNA_PIECE / KNA_SLOTS, /* keys per cluster, in the mean */
     KNA_SEGMENT_PIECES = 4,
     KNA_SEGMENT = KNA_PIECE * KNA_SEGMENT_PIECES,
     KNA_FIRST_ROWS = 16 /* never in a cluster */
@@ -85,7 +86,7 @@ bool kna__metric_is_empty(const kna_index *index);
 void kna__metric_factor(const kna_index *index, int64_t head, float *factor, double *trace);
 enum { KNA_METRIC_DIM = 256 };
 
-/* kmeans.c - divide rows x (n,dim) into `clusters` groups: assigned[i] < clusters. All arrays of a room are the caller's. */
+/* kmeans.c - divide rows x (n,dim) into `clusters` groups: assigned[i] < clusters. */
 typedef struct kna__kmeans_room {
     float *norm;              /* n */
     float *at;                /* n */
@@ -96,9 +97,11 @@ typedef struct kna__kmeans_room {
     float *low, *high, *axis; /* dim */
     float *centre;            /* (clusters, dim) */
     float *turned;            /* (dim, clusters) */
-    float *product;           /* (64, clusters) */
+    float *product;           /* (rows of a tile, clusters) */
     float *size;              /* clusters: |centre|^2 */
 } kna__kmeans_room;
+/* Room for at most so many rows, columns and groups, cut off a block. */
+void kna__kmeans_cut(kna__kmeans_room *room, size_t rows, size_t dim, size_t clusters, kna__cutter *cutter);
 void kna__kmeans(const kna__kernels *kernels, int32_t *assigned, const float *x, int64_t n, int64_t dim, int64_t clusters,
                  const kna__kmeans_room *room);
 

@@ -219,7 +219,7 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
         if (row < 0) {
             break;
         }
-        *stale += index->method == KNA_KNN ? kna__cluster_is_stale(context->kernels, index, k, v, head, row / KNA_SLOTS)
+        *stale += index->method == KNA_KNN ? kna__cluster_is_stale(context->kernels, index, k, v, head, row / KNA_MEMBERS)
                                            : row_is_stale(context->kernels, index, k, head, row);
     }
     return KNA_OK;

@@ -42,19 +42,7 @@ static form_room cut_room(const kna_index *index, int64_t unit_rows, char *base,
     room.factor = kna__cut(&cutter, d * d, sizeof(float));
     room.mean = kna__cut(&cutter, dim, sizeof(float));
     room.assigned = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.norm = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.at = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.copy = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.ones = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.order = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.moved = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.low = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.high = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.axis = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.centre = kna__cut(&cutter, clusters * dim, sizeof(float));
-    room.kmeans.turned = kna__cut(&cutter, clusters * dim, sizeof(float));
-    room.kmeans.product = kna__cut(&cutter, 64 * clusters, sizeof(float));
-    room.kmeans.size = kna__cut(&cutter, clusters, sizeof(float));
+    kna__kmeans_cut(&room.kmeans, rows, dim, clusters, &cutter);
     *bytes = cutter.used;
     return room;
 }
@@ -88,12 +76,12 @@ static void to_f16(uint16_t *out, const float *x, int64_t n)
     }
 }
 
-/* Mean squared distance of the members' columns at .. at + width from their mean; and that mean of `rows` into f16. */
 typedef struct group {
     const uint16_t *member;
     int64_t n, origin; /* members are counted from the unit's first row, arrays start at row `origin` of it */
 } group;
 
+/* Mean of the members' rows. */
 static void mean_row(const form_job *job, float *mean, const group *g, const float *rows, int64_t width)
 {
     memset(mean, 0, (size_t)width * sizeof *mean);
@@ -103,6 +91,7 @@ static void mean_row(const form_job *job, float *mean, const group *g, const flo
     job->kernels->scale(mean, 1.0f / (float)g->n, (size_t)width);
 }
 
+/* Mean squared distance of the members' columns at .. at + width from their mean. */
 static double variance(const form_job *job, float *mean, const group *g, const float *x, int64_t dim, int64_t at, int64_t width)
 {
     double sum = 0;
@@ -189,7 +178,7 @@ static void form_task(void *argument, int64_t task, int worker)
                                  (size_t)n, (size_t)dv);
     float key_factor = normalise(job, room.mean, room.x, n, dim, 0, d, 1);
     float value_factor = normalise(job, room.mean, room.x, n, dim, d, dv, VALUE_WEIGHT);
-    kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_SLOTS, &room.kmeans);
+    kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_MEMBERS, &room.kmeans);
 
     list_members(index, head, unit, slots, origin, room.assigned, n);
     double by_key = key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0;

@@ -13,7 +13,24 @@
 
 #include <math.h>
 
-enum { LEAF = 16, HALVINGS = 2, STEPS = 3, TILE = 64 };
+enum { LEAF = KNA_MEMBERS, HALVINGS = 2, STEPS = 3, TILE = 64 };
+
+void kna__kmeans_cut(kna__kmeans_room *room, size_t rows, size_t dim, size_t clusters, kna__cutter *cutter)
+{
+    room->norm = kna__cut(cutter, rows, sizeof(float));
+    room->at = kna__cut(cutter, rows, sizeof(float));
+    room->copy = kna__cut(cutter, rows, sizeof(float));
+    room->ones = kna__cut(cutter, rows, sizeof(float));
+    room->order = kna__cut(cutter, rows, sizeof(int32_t));
+    room->moved = kna__cut(cutter, rows, sizeof(int32_t));
+    room->low = kna__cut(cutter, dim, sizeof(float));
+    room->high = kna__cut(cutter, dim, sizeof(float));
+    room->axis = kna__cut(cutter, dim, sizeof(float));
+    room->centre = kna__cut(cutter, clusters * dim, sizeof(float));
+    room->turned = kna__cut(cutter, clusters * dim, sizeof(float));
+    room->product = kna__cut(cutter, TILE * clusters, sizeof(float));
+    room->size = kna__cut(cutter, clusters, sizeof(float));
+}
 
 typedef struct tree {
     const kna__kernels *kernels;
