@@ -8,8 +8,7 @@
 #include <math.h>
 
 enum {
-    BLOCK = 512,      /* queries that see the same state of the index */
-    DECODE_ROWS = 16, /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
+    BLOCK = 512, /* queries that see the same state of the index */
     UNITS_AT_ONCE = 64,
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
@@ -112,7 +111,7 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
     double start = kna__seconds();
     KNA_TRY(form_ready(p, index, call->query));
     *build_s += kna__seconds() - start;
-    KNA_TRY(call->queries * p->g <= DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
+    KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
     learn(p, index, call->query, call->queries);
     return KNA_OK;
 }

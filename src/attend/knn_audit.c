@@ -50,9 +50,8 @@ static kna__state exact_row(const knn_call *call, audit_room *room, int64_t head
                                    kna__span_at(&p->k, kv_head, first), (size_t)count, (size_t)p->d);
         kna__logits_finish(p, head, query, first, room->s, count);
         forget_absent(call, room->s, first, count);
-        kna__state part = { p->kernels->max(room->s, (size_t)count), 0 };
+        kna__state part = kna__soften(p->kernels, room->s, count);
         if (part.max > -INFINITY) {
-            part.sum = (double)p->kernels->exp_sum(room->s, part.max, (size_t)count);
             memset(room->part, 0, (size_t)p->dv * sizeof(float));
             p->kernels->mix[p->v.type](room->part, (size_t)p->dv, room->s, (size_t)count, 1, kna__span_at(&p->v, kv_head, first),
                                        (size_t)count, (size_t)p->dv);
@@ -70,7 +69,7 @@ static void audit_row(void *argument, int64_t task, int worker)
     audit_room room = cut_room(p, job->rooms + (size_t)worker * job->room_bytes, &bytes);
     int64_t row = job->rows[task], head = row % p->h, query = row / p->h;
     kna__state state = exact_row(job->call, &room, head, query);
-    double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)state.max, 700)) : 0;
+    double sink = kna__sink_weight(p, head, state.max);
     double difference = 0, norm = 0;
     const float *out = kna__out_at(p, head, query);
     for (int64_t c = 0; c < p->dv; c++) {

@@ -129,30 +129,6 @@ static bool exact_stretch(const knn_plan *plan, int64_t chunk, int64_t *first, i
     return false;
 }
 
-/* Logits of one row to weights; what the query does not see weighs nothing. */
-static kna__state soften(const kna__problem *p, float *s, int64_t count)
-{
-    kna__state state = { p->kernels->max(s, (size_t)count), 0 };
-    if (state.max > -INFINITY) {
-        state.sum = (double)p->kernels->exp_sum(s, state.max, (size_t)count);
-    } else {
-        memset(s, 0, (size_t)count * sizeof *s);
-    }
-    return state;
-}
-
-static void finish_row(const kna__problem *p, int64_t head, int64_t query, int64_t first, int64_t count, float *s)
-{
-    int64_t lo, hi;
-    kna__logits_finish(p, head, query, first, s, count);
-    kna__visible(p, query, &lo, &hi);
-    for (int64_t j = 0; j < count; j++) {
-        if (first + j < lo || first + j >= hi) {
-            s[j] = -INFINITY;
-        }
-    }
-}
-
 static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, const decode_room *room)
 {
     const kna__problem *p = job->call->problem;
@@ -170,8 +146,8 @@ static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, 
     p->kernels->dot[p->k.type](room->scores, count, set->q, d, (size_t)job->g, kna__span_at(&p->k, set->kv_head, first), count, d);
     for (int64_t r = 0; r < job->g; r++) {
         float *s = room->scores + (size_t)r * count;
-        finish_row(p, set->kv_head * p->g + r, set->query, first, end - first, s);
-        states[r] = soften(p, s, end - first);
+        kna__logits_seen(p, set->kv_head * p->g + r, set->query, first, s, end - first);
+        states[r] = kna__soften(p->kernels, s, end - first);
     }
     p->kernels->mix[p->v.type](values, (size_t)p->dv, room->scores, count, (size_t)job->g, kna__span_at(&p->v, set->kv_head, first),
                                count, (size_t)p->dv);
@@ -269,7 +245,7 @@ static void read_list(const decode_job *job, decode_set *set, int64_t chunk, con
         if (p->options.softcap > 0) {
             p->kernels->softcap(s, p->options.softcap, (size_t)at);
         }
-        states[r] = soften(p, s, at);
+        states[r] = kna__soften(p->kernels, s, at);
         p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)at,
                                       (size_t)p->dv);
     }
@@ -325,8 +301,7 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
     kna__knn_count(job->call, &set->plan, head, set->query, stats);
     if (set->plan.slots) {
         double total = state.sum * exp((double)state.max - (double)set->max[r]);
-        const float *sinks = p->options.sinks;
-        total += sinks ? exp(fmin((double)sinks[head] - (double)set->max[r], 700)) : 0;
+        total += kna__sink_weight(p, head, set->max[r]);
         stats->tail_mass = total > 0 ? (float)(set->tail[r] / total) : 0;
         stats->error_est = set->choice.error;
     }
@@ -420,10 +395,7 @@ static void begin_set(decode_job *job, int64_t i)
     }
     kna__queries_read(p, set->q, set->kv_head, set->query * p->g, p->g);
     for (int64_t r = 0; r < p->g; r++) {
-        float square;
-        kna__span row = { (const char *)(set->q + r * p->d), 0, NULL };
-        p->kernels->dot[KNA_F32](&square, 1, set->q + r * p->d, 0, 1, row, 1, (size_t)p->d);
-        set->half_square[r] = square / 2;
+        set->half_square[r] = kna__square(p->kernels, set->q + r * p->d, p->d) / 2;
     }
 }
 

@@ -222,10 +222,7 @@ static float measure_rows(prefill_room *room)
     const kna__problem *p = room->tile.problem;
     float mean = 0;
     for (int64_t r = 0; r < room->tile.rows; r++) {
-        const float *q = room->tile.q + r * p->d;
-        kna__span row = { (const char *)q, 0, NULL };
-        float square;
-        p->kernels->dot[KNA_F32](&square, 1, q, 0, 1, row, 1, (size_t)p->d);
+        float square = kna__square(p->kernels, room->tile.q + r * p->d, p->d);
         room->half_square[r] = square / 2;
         mean += square / (float)room->tile.rows;
     }
@@ -240,8 +237,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
         knn_stats *stats = &call->stats[query * p->h + head];
-        double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)tile->state[r].max, 700)) : 0;
-        double total = tile->state[r].sum + sink;
+        double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
         kna__knn_count(call, &room->plan, head, query, stats);
         stats->keys_full += keys;
         if (room->plan.slots && total > 0) {

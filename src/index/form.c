@@ -56,11 +56,9 @@ static float normalise(const form_job *job, float *mean, float *x, int64_t n, in
         job->kernels->axpy(mean, 1.0f / (float)n, x + i * dim + at, (size_t)width);
     }
     for (int64_t i = 0; i < n; i++) {
-        float *row = x + i * dim + at, sum;
-        kna__span span = { (const char *)row, 0, NULL };
+        float *row = x + i * dim + at;
         job->kernels->axpy(row, -1.0f, mean, (size_t)width);
-        job->kernels->dot[KNA_F32](&sum, 1, row, 0, 1, span, 1, (size_t)width);
-        square += (double)sum;
+        square += (double)kna__square(job->kernels, row, width);
     }
     float factor = square > 0 && isfinite(square) ? level * (float)sqrt((double)n / square) : 0;
     for (int64_t i = 0; i < n; i++) {
@@ -153,9 +151,7 @@ static void summarise(const form_job *job, form_room *room, int64_t head, int64_
     to_f16(c->value + at * index->dv, room->mean, index->dv);
     mean_row(job, room->mean, &g, room->k, index->d);
     to_f16(c->key + at * index->d, room->mean, index->d);
-    kna__span row = { (const char *)room->mean, 0, NULL };
-    job->kernels->dot[KNA_F32](&c->norm[at], 1, room->mean, 0, 1, row, 1, (size_t)index->d);
-    c->norm[at] = sqrtf(c->norm[at]);
+    c->norm[at] = sqrtf(kna__square(job->kernels, room->mean, index->d));
 }
 
 static void form_task(void *argument, int64_t task, int worker)
