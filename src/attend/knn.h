@@ -58,6 +58,12 @@ static inline int64_t kna__knn_slot(const knn_plan *plan, int64_t i)
     return (int64_t)plan->pieces[i / KNA_SLOTS] * KNA_SLOTS + i % KNA_SLOTS;
 }
 
+/* Where the clusters of piece i of the plan start in the index's arrays. */
+static inline int64_t kna__knn_at(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i)
+{
+    return kna__cluster_slot(&call->index->clusters, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
+}
+
 /* Pieces i .. end - 1 of the plan lie side by side in the index; at most `most` of them. Returns end. */
 int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most);
 
@@ -67,31 +73,37 @@ typedef struct knn_choice {
     int64_t count;
     float error;          /* estimated, mean over the rows; negative: nobody asked */
     float *share;         /* slots: share of softmax, summed over the rows that choose together */
+    float *stray;         /* slots: how far the members' values and logits stray; a share times this is a score */
     float *score;         /* slots */
     int32_t *scratch_ids; /* slots */
     float *scratch;       /* slots / 16 + 1 + slots */
 } knn_choice;
 void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter);
 /*
- * Clusters of pieces i .. end - 1 of the plan, side by side, that are empty or read in full always, get the logit -infinity; z
- * belongs to piece i.
+ * Clusters of pieces i .. end - 1 of the plan, side by side, that are empty or always read in full: no mean stands for them.
+ * Their numbers, counted from piece i, into `dead`; returns how many.
  */
-void kna__knn_forget(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end);
+int64_t kna__knn_dead(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i, int64_t end, int32_t *dead);
+/* So their logits are -infinity; z belongs to piece i. */
+static inline void kna__knn_forget(float *z, const int32_t *dead, int64_t count)
+{
+    for (int64_t x = 0; x < count; x++) {
+        z[dead[x]] = -INFINITY;
+    }
+}
 /* z: mean logits of the plan's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
 double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square);
 /* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of it all. */
 double kna__knn_sum(const float *z, int64_t slots);
 /*
  * The clusters that `rows` rows together read in full, by choice->share; mean_square is the mean of their |q|^2. As many as the
- * options ask for, more where the estimated error demands it, and all that must be read.
+ * options ask for, more where the estimated error demands it, and all that must be read. Fills in choice->stray.
  */
 void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square,
                      int64_t rows);
 /* Clusters that a row of a tile reads beside those the tile shares; all that one of `rows` rows reads, errors not looked at. */
 int64_t kna__knn_own(const knn_call *call);
 int64_t kna__knn_budget(const knn_call *call, int64_t rows);
-/* Per cluster: how far its members' values and logits stray, the factor that makes a share a score. */
-void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square);
 /* Keys that so many clusters hold at most. */
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
 /* How many of these clusters are not what the cache holds, by one row's logits of their members, cluster after cluster. */

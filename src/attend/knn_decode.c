@@ -98,9 +98,11 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
     const kna__problem *p = job->call->problem;
     const kna_index *index = job->call->index;
     int64_t stop = (chunk + 1) * CHUNK_PIECES < set->plan.piece_count ? (chunk + 1) * CHUNK_PIECES : set->plan.piece_count;
+    int32_t dead[CHUNK_PIECES * KNA_SLOTS];
     for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
         end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, (int64_t)set->plan.pieces[i] * KNA_SLOTS);
+        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
+        int64_t dead_count = kna__knn_dead(job->call, &set->plan, set->kv_head, i, end, dead);
         kna__span keys = { (const char *)(index->clusters.key + at * p->d), (size_t)p->d * sizeof(uint16_t), NULL };
         float *z = set->z + i * KNA_SLOTS;
         size_t n = (size_t)((end - i) * KNA_SLOTS);
@@ -109,7 +111,7 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z + r * set->plan.slots, p->options.softcap, n);
             }
-            kna__knn_forget(job->call, &set->plan, set->kv_head, z + r * set->plan.slots, i, end);
+            kna__knn_forget(z + r * set->plan.slots, dead, dead_count);
         }
     }
 }
@@ -265,7 +267,7 @@ static void mix_means(const decode_job *job, decode_set *set, int64_t chunk)
     }
     for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
         end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, (int64_t)set->plan.pieces[i] * KNA_SLOTS);
+        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
         kna__span means = { (const char *)(index->clusters.value + at * p->dv), (size_t)p->dv * sizeof(uint16_t), NULL };
         p->kernels->mix[KNA_F16](values, (size_t)p->dv, set->z + i * KNA_SLOTS, (size_t)set->plan.slots, (size_t)job->g, means,
                                  (size_t)((end - i) * KNA_SLOTS), (size_t)p->dv);

@@ -23,19 +23,22 @@ void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter)
     size_t n = (size_t)slots;
     choice->chosen = kna__cut(cutter, n, sizeof(int32_t));
     choice->share = kna__cut(cutter, n, sizeof(float));
+    choice->stray = kna__cut(cutter, n, sizeof(float));
     choice->score = kna__cut(cutter, n, sizeof(float));
     choice->scratch_ids = kna__cut(cutter, n, sizeof(int32_t));
     choice->scratch = kna__cut(cutter, n / KNA_BLOCK + 1 + n, sizeof(float));
     choice->count = 0;
 }
 
-void kna__knn_forget(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end)
+int64_t kna__knn_dead(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i, int64_t end, int32_t *dead)
 {
     const kna__clusters *c = &call->index->clusters;
-    int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
+    int64_t at = kna__knn_at(call, plan, kv_head, i), count = 0;
     for (int64_t x = 0; x < (end - i) * KNA_SLOTS; x++) {
-        z[x] = c->count[at + x] && !c->always[at + x] ? z[x] : -INFINITY;
+        dead[count] = (int32_t)x; /* without a branch: count never passes x */
+        count += !c->count[at + x] || c->always[at + x];
     }
+    return count;
 }
 
 double kna__knn_sum(const float *z, int64_t slots)
@@ -62,7 +65,7 @@ double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head
     call->problem->kernels->exp_sum(z, shift, (size_t)plan->slots);
     for (int64_t i = 0, end; i < plan->piece_count; i = end) {
         end = kna__knn_run(plan, i, 64);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
+        int64_t at = kna__knn_at(call, plan, kv_head, i), n = (end - i) * KNA_SLOTS;
         const uint16_t *count = c->count + at;
         const float *spread = c->spread + at;
         float *w = z + i * KNA_SLOTS, some[KNA_SLOTS] = { 0 };
@@ -79,18 +82,6 @@ double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head
     return sum;
 }
 
-void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square)
-{
-    const kna__clusters *c = &call->index->clusters;
-    for (int64_t i = 0, end; i < plan->piece_count; i = end) {
-        end = kna__knn_run(plan, i, plan->piece_count);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
-        for (int64_t x = 0; x < n; x++) {
-            stray[i * KNA_SLOTS + x] = c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
-        }
-    }
-}
-
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)
 {
     int64_t most = clusters * KNA_SEGMENT;
@@ -104,11 +95,12 @@ static int64_t score_clusters(const knn_call *call, const knn_plan *plan, int64_
     int64_t always = 0;
     for (int64_t i = 0, end; i < plan->piece_count; i = end) {
         end = kna__knn_run(plan, i, plan->piece_count);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
-        float *score = choice->score + i * KNA_SLOTS;
+        int64_t at = kna__knn_at(call, plan, kv_head, i), n = (end - i) * KNA_SLOTS;
+        float *score = choice->score + i * KNA_SLOTS, *stray = choice->stray + i * KNA_SLOTS;
         const float *share = choice->share + i * KNA_SLOTS;
         for (int64_t x = 0; x < n; x++) {
-            score[x] = share[x] * c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+            stray[x] = c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+            score[x] = share[x] * stray[x];
         }
         for (int64_t x = 0; x < n; x++) {
             if (c->always[at + x]) {
