@@ -113,17 +113,10 @@ static void add_range(knn_plan *plan, int64_t first, int64_t end)
 /* The rows of first .. end - 1 that are present. */
 static void add_present(knn_plan *plan, const kna_index *index, int64_t first, int64_t end)
 {
-    for (int64_t row = first; row < end;) {
-        int64_t stop = row;
-        while (stop < end && kna__index_has(index, stop)) {
-            stop = stop % KNA_BLOCK == 0 && index->present[stop / KNA_BLOCK] == UINT16_MAX && stop + KNA_BLOCK <= end
-                       ? stop + KNA_BLOCK
-                       : stop + 1;
-        }
-        if (stop > row) {
-            add_range(plan, row, stop);
-        }
-        row = stop > row ? stop : row + 1;
+    for (int64_t row = first; (row = kna__index_next(index, row, end, true)) < end;) {
+        int64_t stop = kna__index_next(index, row, end, false);
+        add_range(plan, row, stop);
+        row = stop;
     }
 }
 

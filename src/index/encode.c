@@ -135,6 +135,7 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     }
     KNA_TRY(kna__index_reserve(context, index, first + count));
     for (int64_t row = first; row < first + count; row++) {
+        index->present_rows += !kna__index_has(index, row);
         index->present[row / KNA_BLOCK] |= (uint16_t)(1u << row % KNA_BLOCK);
     }
     index->rows = index->rows > first + count ? index->rows : first + count;
@@ -191,13 +192,12 @@ static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, co
 /* The first of the first n rows that is present, from `row` on, round the end; -1: none is. */
 static int64_t present_from(const kna_index *index, int64_t row, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = row + i < n ? row + i : row + i - n;
-        if (kna__index_has(index, at)) {
-            return at;
-        }
+    int64_t at = kna__index_next(index, row, n, true);
+    if (at == n) {
+        at = kna__index_next(index, 0, row, true);
+        return at < row ? at : -1;
     }
-    return -1;
+    return at;
 }
 
 int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k, const kna_rows *v,
