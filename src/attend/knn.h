@@ -1,6 +1,6 @@
 /*
- * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_plan.c (which rows how), knn_select.c (which
- * clusters), knn_decode.c (few queries) and knn_prefill.c (many) share.
+ * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_plan.c (which rows how), knn_mass.c (what clusters
+ * weigh), knn_choose.c (which are looked into), knn_decode.c (few queries) and knn_prefill.c (many) share.
  *
  * A cluster whose keys are not read stands in the softmax as one pseudo-key: logit and value are its means, its mass
  * count * exp(mean logit) * (1 + |q|^2 spread / 2), the second-order estimate of the sum of exp over its members.
@@ -17,13 +17,24 @@ typedef struct knn_range {
     int64_t first, end;
 } knn_range;
 
+/* Clusters of one level that lie side by side in the index. */
+typedef struct knn_run {
+    int64_t first, end; /* slots */
+    int64_t at;         /* number of the first one in the list */
+} knn_run;
+
+/* Clusters of one level, numbered 0 .. size - 1, by ascending slots. */
+typedef struct knn_list {
+    int level;
+    knn_run *runs;
+    int64_t run_count, size;
+} knn_list;
+
 /* How a few neighbouring queries read the keys. */
 typedef struct knn_plan {
-    int32_t *pieces; /* whose clusters all of these queries see whole, ascending */
-    int64_t piece_count;
-    knn_range *ranges; /* rows read in full, as far as each query sees them */
+    knn_list clusters, groups; /* that all of these queries see whole: the same keys at two levels */
+    knn_range *ranges;         /* rows read in full, as far as each query sees them */
     int64_t range_count;
-    int64_t slots; /* clusters: KNA_SLOTS per piece */
 } knn_plan;
 
 /* What one row did, for the report. */
@@ -53,61 +64,76 @@ int64_t kna__knn_recent(const kna__problem *problem, int64_t query);
 /* Whether all heads of a query see all of rows first .. first + count - 1, with nothing added to their logits. */
 bool kna__knn_sees(const kna__problem *problem, int64_t query, int64_t first, int64_t count);
 
-static inline int64_t kna__knn_slot(const knn_plan *plan, int64_t i)
+/* knn_list.c - room for a list of at most so many runs; make it empty; append slots first .. end - 1. */
+void kna__knn_list_cut(knn_list *list, int level, int64_t runs, kna__cutter *cutter);
+void kna__knn_list_clear(knn_list *list);
+void kna__knn_list_add(knn_list *list, int64_t first, int64_t end);
+/* The slot of a number. */
+int64_t kna__knn_slot(const knn_list *list, int64_t number);
+/* Numbers from .. (returned) - 1, at most up to `to`, lie side by side in the index's arrays, from *at on. */
+int64_t kna__knn_stretch(const knn_call *call, const knn_list *list, int64_t kv_head, int64_t from, int64_t to, int64_t *at);
+
+static inline const kna__level *kna__knn_level(const knn_call *call, const knn_list *list)
 {
-    return (int64_t)plan->pieces[i / KNA_SLOTS] * KNA_SLOTS + i % KNA_SLOTS;
+    return &call->index->clusters.level[list->level];
 }
 
-/* Where the clusters of piece i of the plan start in the index's arrays. */
-static inline int64_t kna__knn_at(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i)
-{
-    return kna__cluster_slot(&call->index->clusters, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
-}
+/* knn_mass.c - what clusters weigh. */
 
-/* Pieces i .. end - 1 of the plan lie side by side in the index; at most `most` of them. Returns end. */
-int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most);
-
-/* knn_select.c */
-typedef struct knn_choice {
-    int32_t *chosen; /* numbers of clusters within the plan, ascending; room for plan->slots */
-    int64_t count;
-    float error;          /* estimated, mean over the rows; negative: nobody asked */
-    float *share;         /* slots: share of softmax, summed over the rows that choose together */
-    float *stray;         /* slots: how far the members' values and logits stray; a share times this is a score */
-    float *score;         /* slots */
-    int32_t *scratch_ids; /* slots */
-    float *scratch;       /* slots / 16 + 1 + slots */
-} knn_choice;
-void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter);
 /*
- * Clusters of pieces i .. end - 1 of the plan, side by side, that are empty or always read in full: no mean stands for them.
- * Their numbers, counted from piece i, into `dead`; returns how many.
+ * Clusters at .. at + count - 1 of a level's arrays that are empty or must not be stood for: their numbers, counted from `at`,
+ * into `dead`; returns how many.
  */
-int64_t kna__knn_dead(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i, int64_t end, int32_t *dead);
-/* So their logits are -infinity; z belongs to piece i. */
+int64_t kna__knn_dead(const knn_call *call, const knn_list *list, int64_t at, int64_t count, int32_t *dead);
+/* So their logits are -infinity. */
 static inline void kna__knn_forget(float *z, const int32_t *dead, int64_t count)
 {
     for (int64_t x = 0; x < count; x++) {
         z[dead[x]] = -INFINITY;
     }
 }
-/* z: mean logits of the plan's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
-double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square);
+/* z: mean logits of a list's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
+double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head, float *z, float shift, float half_square);
 /* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of it all. */
-double kna__knn_sum(const float *z, int64_t slots);
+double kna__knn_sum(const float *z, int64_t count);
+
+/* knn_choose.c - which clusters of a list are looked into. */
+typedef struct knn_choice {
+    int32_t *chosen; /* numbers, ascending */
+    int64_t count;
+    float *share; /* share of softmax, summed over the rows that choose */
+    float *stray; /* how far the members' values and logits stray; a share times this is a score */
+    float *loss;  /* how far weights within the cluster are from softmax, if errors are estimated; else NULL */
+    float *score;
+    int32_t *scratch_ids;
+    float *scratch;
+} knn_choice;
+/* Room for lists of `size` clusters. */
+void kna__knn_choice_cut(knn_choice *choice, const knn_call *call, int64_t size, kna__cutter *cutter);
+/* Takes up a list, nothing shared yet; mean_square: of |q| over the rows that choose. */
+void kna__knn_choice_begin(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, float mean_square);
 /*
- * The clusters that `rows` rows together read in full, by choice->share; mean_square is the mean of their |q|^2. As many as the
- * options ask for, more where the estimated error demands it, and all that must be read. Fills in choice->stray.
+ * `want` clusters, by what all rows share, and all that must be looked into; more, twice as many at a time, while the mean error
+ * estimated over `rows` rows is above `error`. Returns that error; negative: nobody asked.
  */
-void kna__knn_choose(const knn_call *call, const knn_plan *plan, int64_t kv_head, knn_choice *choice, float mean_square,
-                     int64_t rows);
-/* Clusters that a row of a tile reads beside those the tile shares; all that one of `rows` rows reads, errors not looked at. */
-int64_t kna__knn_own(const knn_call *call);
-int64_t kna__knn_budget(const knn_call *call, int64_t rows);
+float kna__knn_choose(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, int64_t want, int64_t rows,
+                      float error);
+/* The same for one row, by its own masses z of which those with no mass left are not looked at; what is chosen has none left. */
+float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice *choice, float *z, double total, int64_t want,
+                          float error);
+
+/* knn_budget.c - how many. */
+int64_t kna__knn_shared(const knn_call *call, int64_t rows); /* clusters that so many rows read together */
+int64_t kna__knn_own(const knn_call *call);                  /* clusters that a row of a tile reads beside those */
+int64_t kna__knn_budget(const knn_call *call, int64_t rows); /* all that one of `rows` rows reads, errors not looked at */
+int64_t kna__knn_open(const knn_call *call, int64_t rows);   /* groups that so many rows look into */
+/* Whether to go by groups first, or to look at all clusters. */
+bool kna__knn_is_deep(const knn_call *call, const knn_plan *plan, int64_t rows);
 /* Keys that so many clusters hold at most. */
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
+
 /* How many of these clusters are not what the cache holds, by one row's logits of their members, cluster after cluster. */
-int32_t kna__knn_stale(const knn_call *call, const knn_plan *plan, int64_t kv_head, const int32_t *chosen, int64_t count,
+int32_t kna__knn_stale(const knn_call *call, const knn_list *list, int64_t kv_head, const int32_t *chosen, int64_t count,
                        const float *q, float q_norm, const float *logits);
 
 int kna__attend_knn_decode(knn_call *call);

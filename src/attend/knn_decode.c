@@ -3,8 +3,9 @@
  * once per KV head for all of its query heads together, and the work is cut so that every thread has some however few the heads.
  *
  * A set is one query of one KV head: g rows that share the choice of clusters. Three parallel steps: logits of the clusters, and
- * the keys that are read in any case; the choice, per set; the keys of the chosen clusters and the means of the others. Each
- * leaves softmax states that are joined in a fixed order.
+ * the keys that are read in any case; the choice, per set; the keys of the chosen clusters and the means of the others. Where the
+ * clusters are many the first step looks at groups of them, and two more steps choose which groups to open and look at what is
+ * in those. Each step leaves softmax states that are joined in a fixed order.
  *
  * Invariant: what a task does depends on the set and on n only, never on the threads.
  */
@@ -13,36 +14,48 @@
 #include <math.h>
 
 enum {
-    CHUNK_PIECES = 32, /* clusters per task: 512 */
-    EXACT_KEYS = 512,  /* rows of a range per task */
-    LIST_CLUSTERS = 8  /* chosen clusters per task: about 128 keys */
+    MEANS = 512,      /* clusters or groups per task */
+    EXACT_KEYS = 512, /* rows of a range per task */
+    LIST_CLUSTERS = 8 /* chosen clusters per task: about 128 keys */
 };
+
+/* Clusters of one level, as a set's rows weigh them. */
+typedef struct decode_means {
+    knn_list list;
+    float *z;     /* (g, list.size) mean logits, then masses */
+    float *max;   /* (g) what the masses are relative to */
+    double *tail; /* (g) masses left after the choice, relative to exp(max) */
+} decode_means;
 
 /* What belongs to one set. */
 typedef struct decode_set {
     knn_plan plan;
     knn_choice choice;
+    decode_means groups, clusters; /* groups: none unless is_deep */
+    bool is_deep;
     int64_t kv_head, query;
     float *q;           /* (g, d) scaled */
-    float *z;           /* (g, slots) mean logits, then masses */
-    float *max;         /* (g) what the masses are relative to */
-    double *tail;       /* (g) masses left after the choice, relative to exp(max) */
-    double *total;      /* (g) all of softmax, relative to exp(max) */
     float *half_square; /* (g) */
+    float error;        /* estimated; negative: nobody asked */
     int64_t keys;       /* on the list */
     int32_t stale;
 } decode_set;
 
+/* The most tasks that any set has in the steps, one kind after the other: the parts that results are joined from. */
+typedef struct decode_parts {
+    int64_t exact, lists, clusters, groups;
+} decode_parts;
+
 typedef struct decode_job {
     knn_call *call;
     int64_t sets, g;
-    int64_t chunks, exact_chunks, list_chunks; /* most of any set */
-    int64_t parts;                             /* exact chunks, then list chunks, then chunks of means */
+    decode_parts parts;
+    bool is_deep; /* some set is */
     decode_set *set;
     kna__state *states; /* (parts, sets, g) */
     float *values;      /* (parts, sets, g, dv) */
-    int32_t *stale;     /* (sets, list chunks) */
-    int64_t *listed;    /* (sets, list chunks) keys */
+    int32_t *stale;     /* (lists, sets) */
+    int64_t *listed;    /* (lists, sets) keys */
     char *rooms;
     size_t room_bytes;
 } decode_job;
@@ -91,27 +104,42 @@ static float *empty_values(const decode_job *job, const decode_set *set, int64_t
     return values;
 }
 
-/* ---- step 1 */
+static int64_t tasks_of(int64_t work, int64_t each)
+{
+    return (work + each - 1) / each;
+}
 
-static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk)
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- logits */
+
+static void score_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk)
 {
     const kna__problem *p = job->call->problem;
-    const kna_index *index = job->call->index;
-    int64_t stop = (chunk + 1) * CHUNK_PIECES < set->plan.piece_count ? (chunk + 1) * CHUNK_PIECES : set->plan.piece_count;
-    int32_t dead[CHUNK_PIECES * KNA_SLOTS];
-    for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
-        end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
-        int64_t dead_count = kna__knn_dead(job->call, &set->plan, set->kv_head, i, end, dead);
-        kna__span keys = { (const char *)(index->clusters.key + at * p->d), (size_t)p->d * sizeof(uint16_t), NULL };
-        float *z = set->z + i * KNA_SLOTS;
-        size_t n = (size_t)((end - i) * KNA_SLOTS);
-        p->kernels->dot[KNA_F16](z, (size_t)set->plan.slots, set->q, (size_t)p->d, (size_t)job->g, keys, n, (size_t)p->d);
+    const knn_list *list = &means->list;
+    int64_t stop = smaller((chunk + 1) * MEANS, list->size);
+    int32_t dead[MEANS];
+    for (int64_t i = chunk * MEANS, end, at; i < stop; i = end) {
+        end = kna__knn_stretch(job->call, list, set->kv_head, i, stop, &at);
+        int64_t dead_count = kna__knn_dead(job->call, list, at, end - i, dead);
+        const uint16_t *first = kna__knn_level(job->call, list)->key + at * p->d;
+        kna__span keys = { (const char *)first, (size_t)p->d * sizeof(uint16_t), NULL };
+        p->kernels->dot[KNA_F16](means->z + i, (size_t)list->size, set->q, (size_t)p->d, (size_t)job->g, keys, (size_t)(end - i),
+                                 (size_t)p->d);
         for (int64_t r = 0; r < job->g; r++) {
+            float *z = means->z + r * list->size + i;
             if (p->options.softcap > 0) {
-                p->kernels->softcap(z + r * set->plan.slots, p->options.softcap, n);
+                p->kernels->softcap(z, p->options.softcap, (size_t)(end - i));
             }
-            kna__knn_forget(z + r * set->plan.slots, dead, dead_count);
+            kna__knn_forget(z, dead, dead_count);
         }
     }
 }
@@ -120,10 +148,10 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
 static bool exact_stretch(const knn_plan *plan, int64_t chunk, int64_t *first, int64_t *end)
 {
     for (int64_t i = 0; i < plan->range_count; i++) {
-        int64_t rows = plan->ranges[i].end - plan->ranges[i].first, here = (rows + EXACT_KEYS - 1) / EXACT_KEYS;
+        int64_t here = tasks_of(plan->ranges[i].end - plan->ranges[i].first, EXACT_KEYS);
         if (chunk < here) {
             *first = plan->ranges[i].first + chunk * EXACT_KEYS;
-            *end = *first + EXACT_KEYS < plan->ranges[i].end ? *first + EXACT_KEYS : plan->ranges[i].end;
+            *end = smaller(*first + EXACT_KEYS, plan->ranges[i].end);
             return true;
         }
         chunk -= here;
@@ -131,7 +159,7 @@ static bool exact_stretch(const knn_plan *plan, int64_t chunk, int64_t *first, i
     return false;
 }
 
-static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, const decode_room *room)
+static void read_stretch(const decode_job *job, const decode_set *set, int64_t chunk, const decode_room *room)
 {
     const kna__problem *p = job->call->problem;
     kna__state *states = part_state(job, set, chunk);
@@ -155,49 +183,105 @@ static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, 
                                count, (size_t)p->dv);
 }
 
+/* What a set looks at first: all its clusters, or groups of them. */
+static const decode_means *first_means(const decode_set *set)
+{
+    return set->is_deep ? &set->groups : &set->clusters;
+}
+
+static int64_t first_chunks(const decode_job *job)
+{
+    int64_t chunks = 0;
+    for (int64_t i = 0; i < job->sets; i++) {
+        chunks = larger(chunks, tasks_of(first_means(&job->set[i])->list.size, MEANS));
+    }
+    return chunks;
+}
+
+static int64_t first_tasks(void *argument)
+{
+    const decode_job *job = argument;
+    return job->sets * (first_chunks(job) + job->parts.exact);
+}
+
 static void first_step(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
-    int64_t tasks = job->chunks + job->exact_chunks, chunk = task % tasks;
-    decode_set *set = &job->set[task / tasks];
+    const decode_set *set = &job->set[task % job->sets];
+    int64_t chunk = task / job->sets;
     size_t unused;
-    if (chunk < job->chunks) {
-        score_clusters(job, set, chunk);
-    } else {
+    if (chunk < job->parts.exact) {
         decode_room room = cut_room(job, worker, job->rooms, &unused);
-        read_stretch(job, set, chunk - job->chunks, &room);
+        read_stretch(job, set, chunk, &room);
+    } else {
+        score_means(job, set, first_means(set), chunk - job->parts.exact);
     }
 }
 
-/* ---- step 2 */
+/* ---- choices */
+
+/* exp(a - b), of maxima that may be -infinity. */
+static double relative(float a, float b)
+{
+    return a > -INFINITY ? exp(fmin((double)a - (double)b, 700)) : 0;
+}
 
 /* Masses of one row; adds its shares of softmax to those of the set. */
-static void weigh_row(const decode_job *job, decode_set *set, int64_t r)
+static void weigh_row(const decode_job *job, decode_set *set, decode_means *means, int64_t r)
 {
     const kna__problem *p = job->call->problem;
-    float *z = set->z + r * set->plan.slots;
-    float max = p->kernels->max(z, (size_t)set->plan.slots);
-    double sum = 0;
-    set->tail[r] = kna__knn_mass(job->call, &set->plan, set->kv_head, z, max, set->half_square[r]);
-    for (int64_t part = 0; part < job->exact_chunks; part++) {
+    const knn_list *list = &means->list;
+    float *z = means->z + r * list->size, max = p->kernels->max(z, (size_t)list->size);
+    double total = means->tail[r] = kna__knn_mass(job->call, list, set->kv_head, z, max, set->half_square[r]);
+    means->max[r] = max;
+    for (int64_t part = 0; part < job->parts.exact && max > -INFINITY; part++) {
         kna__state state = part_state(job, set, part)[r];
-        sum += state.sum > 0 ? state.sum * exp(fmin((double)state.max - (double)max, 700)) : 0;
+        total += state.sum > 0 ? state.sum * relative(state.max, max) : 0;
     }
-    set->max[r] = max;
-    set->total[r] = set->tail[r] + sum;
-    if (set->total[r] > 0 && isfinite(set->total[r])) {
-        p->kernels->axpy(set->choice.share, (float)(1 / set->total[r]), z, (size_t)set->plan.slots);
+    if (set->is_deep && means == &set->clusters && max > -INFINITY) {
+        total += set->groups.tail[r] * relative(set->groups.max[r], max);
+    }
+    if (total > 0 && isfinite(total)) {
+        p->kernels->axpy(set->choice.share, (float)(1 / total), z, (size_t)list->size);
     }
 }
 
-static void leave_chosen(const decode_job *job, decode_set *set)
+/* Weighs a list's clusters and chooses among them; what is chosen has no mass left. */
+static void choose_means(const decode_job *job, decode_set *set, decode_means *means, int64_t want, float error)
 {
+    float square = 0;
     for (int64_t r = 0; r < job->g; r++) {
-        float *z = set->z + r * set->plan.slots;
+        square += 2 * set->half_square[r] / (float)job->g;
+    }
+    kna__knn_choice_begin(job->call, &means->list, set->kv_head, &set->choice, square);
+    for (int64_t r = 0; r < job->g; r++) {
+        weigh_row(job, set, means, r);
+    }
+    float left = kna__knn_choose(job->call, &means->list, set->kv_head, &set->choice, want, job->g, error);
+    set->error = left < 0 ? -1 : set->error + left;
+    for (int64_t r = 0; r < job->g; r++) {
+        float *z = means->z + r * means->list.size;
         for (int64_t i = 0; i < set->choice.count; i++) {
             z[set->choice.chosen[i]] = 0;
         }
-        set->tail[r] = kna__knn_sum(z, set->plan.slots);
+        means->tail[r] = kna__knn_sum(z, means->list.size);
+    }
+}
+
+/* Half of the error asked for is for groups left closed. */
+static void open_groups(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    decode_set *set = &job->set[task];
+    (void)worker;
+    if (!set->is_deep) {
+        return;
+    }
+    choose_means(job, set, &set->groups, kna__knn_open(job->call, job->g), job->call->problem->options.eps / 2);
+    kna__knn_list_clear(&set->clusters.list);
+    for (int64_t i = 0; i < set->choice.count; i++) {
+        int64_t group = kna__knn_slot(&set->groups.list, set->choice.chosen[i]);
+        kna__knn_list_add(&set->clusters.list, group * KNA_GROUP_SLOTS, (group + 1) * KNA_GROUP_SLOTS);
     }
 }
 
@@ -205,107 +289,145 @@ static void choose_clusters(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
     decode_set *set = &job->set[task];
-    float square = 0;
+    float eps = job->call->problem->options.eps;
     (void)worker;
-    set->choice.count = 0;
-    if (!set->plan.slots) {
-        return;
-    }
-    memset(set->choice.share, 0, (size_t)set->plan.slots * sizeof(float));
-    for (int64_t r = 0; r < job->g; r++) {
-        weigh_row(job, set, r);
-        square += 2 * set->half_square[r] / (float)job->g;
-    }
-    kna__knn_choose(job->call, &set->plan, set->kv_head, &set->choice, square, job->g);
-    leave_chosen(job, set);
+    choose_means(job, set, &set->clusters, kna__knn_shared(job->call, job->g), eps - (set->is_deep ? set->error : 0));
 }
 
-/* ---- step 3 */
+static int64_t set_tasks(void *argument)
+{
+    const decode_job *job = argument;
+    return job->sets;
+}
 
-static void read_list(const decode_job *job, decode_set *set, int64_t chunk, const decode_room *room)
+/* ---- clusters of the groups opened */
+
+static int64_t opened_tasks(void *argument)
+{
+    decode_job *job = argument;
+    for (int64_t i = 0; i < job->sets; i++) {
+        job->parts.clusters = larger(job->parts.clusters, tasks_of(job->set[i].clusters.list.size, MEANS));
+    }
+    return job->sets * job->parts.clusters;
+}
+
+static void score_opened(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    const decode_set *set = &job->set[task % job->sets];
+    (void)worker;
+    if (set->is_deep) {
+        score_means(job, set, &set->clusters, task / job->sets);
+    }
+}
+
+/* ---- values */
+
+static void read_list(const decode_job *job, const decode_set *set, int64_t chunk, const decode_room *room)
 {
     const kna__problem *p = job->call->problem;
-    const kna_index *index = job->call->index;
-    int64_t part = job->exact_chunks + chunk, first = chunk * LIST_CLUSTERS, at = 0;
-    int64_t end = first + LIST_CLUSTERS < set->choice.count ? first + LIST_CLUSTERS : set->choice.count;
+    const knn_list *list = &set->clusters.list;
+    int64_t part = job->parts.exact + chunk, first = chunk * LIST_CLUSTERS, end = smaller(first + LIST_CLUSTERS, set->choice.count);
+    int64_t count = 0, counted = chunk * job->sets + (set - job->set);
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
     for (int64_t i = first; i < end; i++) {
-        at += kna__cluster_rows(&index->clusters, set->kv_head, kna__knn_slot(&set->plan, set->choice.chosen[i]), room->ids + at);
+        count += kna__cluster_rows(&job->call->index->clusters, set->kv_head, kna__knn_slot(list, set->choice.chosen[i]),
+                                   room->ids + count);
     }
-    job->listed[chunk * job->sets + (set - job->set)] = at;
+    job->listed[counted] = count;
     for (int64_t r = 0; r < job->g; r++) {
-        float *s = room->scores + r * at;
-        p->kernels->dot_at[p->k.type](s, set->q + r * p->d, kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)at,
-                                      (size_t)p->d);
+        p->kernels->dot_at[p->k.type](room->scores + r * count, set->q + r * p->d, kna__span_at(&p->k, set->kv_head, 0), room->ids,
+                                      (size_t)count, (size_t)p->d);
     }
-    job->stale[chunk * job->sets + (set - job->set)] =
-        kna__knn_stale(job->call, &set->plan, set->kv_head, set->choice.chosen + first, end > first ? end - first : 0, set->q,
-                       sqrtf(2 * set->half_square[0]), room->scores);
+    job->stale[counted] = kna__knn_stale(job->call, list, set->kv_head, set->choice.chosen + first, end > first ? end - first : 0,
+                                         set->q, sqrtf(2 * set->half_square[0]), room->scores);
     for (int64_t r = 0; r < job->g; r++) {
-        float *s = room->scores + r * at;
+        float *s = room->scores + r * count;
         if (p->options.softcap > 0) {
-            p->kernels->softcap(s, p->options.softcap, (size_t)at);
+            p->kernels->softcap(s, p->options.softcap, (size_t)count);
         }
-        states[r] = kna__soften(p->kernels, s, at);
-        p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)at,
+        states[r] = kna__soften(p->kernels, s, count);
+        p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)count,
                                       (size_t)p->dv);
     }
 }
 
 /* The first chunk carries the whole sum: it is known. */
-static void mix_means(const decode_job *job, decode_set *set, int64_t chunk)
+static void mix_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk, int64_t part)
 {
     const kna__problem *p = job->call->problem;
-    const kna_index *index = job->call->index;
-    int64_t part = job->exact_chunks + job->list_chunks + chunk;
+    const knn_list *list = &means->list;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
-    int64_t stop = (chunk + 1) * CHUNK_PIECES < set->plan.piece_count ? (chunk + 1) * CHUNK_PIECES : set->plan.piece_count;
+    int64_t stop = smaller((chunk + 1) * MEANS, list->size);
     for (int64_t r = 0; r < job->g; r++) {
-        states[r] = (kna__state){ set->plan.slots ? set->max[r] : -INFINITY, chunk || !set->plan.slots ? 0 : set->tail[r] };
+        states[r] = (kna__state){ list->size ? means->max[r] : -INFINITY, chunk || !list->size ? 0 : means->tail[r] };
     }
-    for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
-        end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
-        kna__span means = { (const char *)(index->clusters.value + at * p->dv), (size_t)p->dv * sizeof(uint16_t), NULL };
-        p->kernels->mix[KNA_F16](values, (size_t)p->dv, set->z + i * KNA_SLOTS, (size_t)set->plan.slots, (size_t)job->g, means,
-                                 (size_t)((end - i) * KNA_SLOTS), (size_t)p->dv);
+    for (int64_t i = chunk * MEANS, end, at; i < stop; i = end) {
+        end = kna__knn_stretch(job->call, list, set->kv_head, i, stop, &at);
+        const uint16_t *first = kna__knn_level(job->call, list)->value + at * p->dv;
+        kna__span rows = { (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
+        p->kernels->mix[KNA_F16](values, (size_t)p->dv, means->z + i, (size_t)list->size, (size_t)job->g, rows, (size_t)(end - i),
+                                 (size_t)p->dv);
     }
 }
 
-static void third_step(void *argument, int64_t task, int worker)
+static int64_t value_tasks(void *argument)
+{
+    decode_job *job = argument;
+    decode_parts *parts = &job->parts;
+    for (int64_t i = 0; i < job->sets; i++) {
+        const decode_set *set = &job->set[i];
+        parts->lists = larger(parts->lists, tasks_of(set->choice.count, LIST_CLUSTERS));
+        parts->clusters = larger(parts->clusters, tasks_of(set->clusters.list.size, MEANS));
+        parts->groups = larger(parts->groups, tasks_of(set->groups.list.size, MEANS));
+    }
+    return job->sets * (parts->lists + parts->clusters + parts->groups);
+}
+
+static void value_step(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
-    int64_t tasks = job->list_chunks + job->chunks, chunk = task % tasks;
-    decode_set *set = &job->set[task / tasks];
+    const decode_parts *parts = &job->parts;
+    const decode_set *set = &job->set[task % job->sets];
+    int64_t chunk = task / job->sets, part = parts->exact + chunk;
     size_t unused;
-    decode_room room = cut_room(job, worker, job->rooms, &unused);
-    if (chunk < job->list_chunks) {
+    if (chunk < parts->lists) {
+        decode_room room = cut_room(job, worker, job->rooms, &unused);
         read_list(job, set, chunk, &room);
+    } else if (chunk < parts->lists + parts->clusters) {
+        mix_means(job, set, &set->clusters, chunk - parts->lists, part);
     } else {
-        mix_means(job, set, chunk - job->list_chunks);
+        mix_means(job, set, &set->groups, chunk - parts->lists - parts->clusters, part);
     }
 }
 
 /* ---- the end */
 
+static double tail_of(const decode_means *means, int64_t r, float max)
+{
+    return means->list.size ? means->tail[r] * relative(means->max[r], max) : 0;
+}
+
 static void write_row(const decode_job *job, const decode_set *set, int64_t r)
 {
     const kna__problem *p = job->call->problem;
+    const decode_parts *parts = &job->parts;
     float values[KNA_MAX_DIM] = { 0 };
     kna__state state = { -INFINITY, 0 };
-    for (int64_t part = 0; part < job->parts; part++) {
+    for (int64_t part = 0; part < parts->exact + parts->lists + parts->clusters + parts->groups; part++) {
         kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r], part_values(job, set, part) + r * p->dv, p->dv);
     }
     int64_t head = set->kv_head * p->g + r;
     knn_stats *stats = &job->call->stats[set->query * p->h + head];
     kna__knn_count(job->call, &set->plan, head, set->query, stats);
-    if (set->plan.slots) {
-        double total = state.sum * exp((double)state.max - (double)set->max[r]);
-        total += kna__sink_weight(p, head, set->max[r]);
-        stats->tail_mass = total > 0 ? (float)(set->tail[r] / total) : 0;
-        stats->error_est = set->choice.error;
+    if (set->plan.clusters.size) {
+        double total = state.sum + kna__sink_weight(p, head, state.max);
+        double tail = tail_of(&set->clusters, r, state.max) + tail_of(&set->groups, r, state.max);
+        stats->tail_mass = total > 0 ? (float)(tail / total) : 0;
+        stats->error_est = set->error;
+        stats->clusters = (float)(set->groups.list.size + set->clusters.list.size);
     }
     stats->keys_full += (float)set->keys;
     stats->stale = r == 0 ? set->stale : 0;
@@ -317,9 +439,7 @@ static void write_set(void *argument, int64_t task, int worker)
     const decode_job *job = argument;
     decode_set *set = &job->set[task];
     (void)worker;
-    set->keys = 0;
-    set->stale = 0;
-    for (int64_t chunk = 0; chunk < job->list_chunks; chunk++) {
+    for (int64_t chunk = 0; chunk < job->parts.lists; chunk++) {
         int64_t at = chunk * job->sets + (set - job->set);
         set->keys += job->listed[at];
         set->stale += job->stale[at];
@@ -331,16 +451,24 @@ static void write_set(void *argument, int64_t task, int worker)
 
 /* ---- making room */
 
-static void cut_set(const decode_job *job, decode_set *set, int64_t slots, kna__cutter *cutter)
+static void cut_means(const decode_job *job, decode_means *means, int level, int64_t most, kna__cutter *cutter)
 {
     size_t g = (size_t)job->g;
+    kna__knn_list_cut(&means->list, level, most, cutter);
+    means->z = kna__cut(cutter, g * (size_t)most, sizeof(float));
+    means->max = kna__cut(cutter, g, sizeof(float));
+    means->tail = kna__cut(cutter, g, sizeof(double));
+}
+
+static void cut_set(const decode_job *job, decode_set *set, int64_t pieces, kna__cutter *cutter)
+{
+    size_t g = (size_t)job->g;
+    kna__knn_plan_cut(&set->plan, job->call, cutter);
+    kna__knn_choice_cut(&set->choice, job->call, pieces * KNA_SLOTS, cutter);
+    cut_means(job, &set->groups, KNA_GROUPS, pieces * KNA_PIECE_GROUPS, cutter);
+    cut_means(job, &set->clusters, KNA_CLUSTERS, pieces * KNA_SLOTS, cutter);
     set->q = kna__cut(cutter, g * (size_t)job->call->problem->d, sizeof(float));
-    set->z = kna__cut(cutter, g * (size_t)slots, sizeof(float));
-    set->max = kna__cut(cutter, g, sizeof(float));
     set->half_square = kna__cut(cutter, g, sizeof(float));
-    set->tail = kna__cut(cutter, g, sizeof(double));
-    set->total = kna__cut(cutter, g, sizeof(double));
-    kna__knn_choice_cut(&set->choice, slots, cutter);
 }
 
 /* Everything, as large as it may have to be: how many clusters and ranges there are is known only when plans are made. */
@@ -349,14 +477,13 @@ static size_t cut_scratch(decode_job *job, char *base)
     const kna__problem *p = job->call->problem;
     kna__cutter cutter = { base, 0 };
     decode_set none;
-    int64_t slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS, exact = p->n / EXACT_KEYS + kna__knn_most_ranges(job->call) + 1;
-    int64_t lists = slots / LIST_CLUSTERS + 1, parts = exact + lists + slots / KNA_SLOTS / CHUNK_PIECES + 1;
+    int64_t pieces = p->n / KNA_PIECE + 1, exact = p->n / EXACT_KEYS + kna__knn_most_ranges(job->call) + 1;
+    int64_t lists = tasks_of(pieces * KNA_SLOTS, LIST_CLUSTERS), means = tasks_of(pieces * KNA_SLOTS, MEANS);
+    int64_t parts = exact + lists + means + tasks_of(pieces * KNA_PIECE_GROUPS, MEANS);
     size_t states = kna__size_product((size_t)(parts * job->sets), (size_t)job->g);
     job->set = kna__cut(&cutter, (size_t)job->sets, sizeof(decode_set));
     for (int64_t i = 0; i < job->sets; i++) {
-        decode_set *set = base ? &job->set[i] : &none;
-        kna__knn_plan_cut(&set->plan, job->call, &cutter);
-        cut_set(job, set, slots, &cutter);
+        cut_set(job, base ? &job->set[i] : &none, pieces, &cutter);
     }
     job->states = kna__cut(&cutter, states, sizeof(kna__state));
     job->values = kna__cut(&cutter, states, (size_t)p->dv * sizeof(float));
@@ -371,69 +498,57 @@ static int64_t stretches(const knn_plan *plan)
 {
     int64_t count = 0;
     for (int64_t i = 0; i < plan->range_count; i++) {
-        count += (plan->ranges[i].end - plan->ranges[i].first + EXACT_KEYS - 1) / EXACT_KEYS;
+        count += tasks_of(plan->ranges[i].end - plan->ranges[i].first, EXACT_KEYS);
     }
     return count;
 }
 
-static int64_t larger(int64_t a, int64_t b)
+/* A plan is the same for all KV heads of a query. */
+static void plan_set(decode_job *job, int64_t i)
 {
-    return a > b ? a : b;
+    decode_set *set = &job->set[i];
+    if (set->kv_head > 0) {
+        set->plan = set[-1].plan;
+        return;
+    }
+    kna__knn_plan(job->call, &set->plan, set->query, 1);
+    job->parts.exact = larger(job->parts.exact, stretches(&set->plan));
 }
 
-/* A plan is the same for all KV heads of a query. */
 static void begin_set(decode_job *job, int64_t i)
 {
     const kna__problem *p = job->call->problem;
     decode_set *set = &job->set[i];
     set->kv_head = i % p->h_kv;
     set->query = job->call->query + i / p->h_kv;
-    if (set->kv_head == 0) {
-        kna__knn_plan(job->call, &set->plan, set->query, 1);
-        job->chunks = larger(job->chunks, (set->plan.piece_count + CHUNK_PIECES - 1) / CHUNK_PIECES);
-        job->exact_chunks = larger(job->exact_chunks, stretches(&set->plan));
+    plan_set(job, i);
+    set->is_deep = kna__knn_is_deep(job->call, &set->plan, p->g);
+    job->is_deep |= set->is_deep;
+    kna__knn_list_clear(&set->groups.list);
+    if (set->is_deep) {
+        set->groups.list = set->plan.groups;
     } else {
-        set->plan = set[-1].plan;
+        set->clusters.list = set->plan.clusters;
     }
+    set->error = 0;
+    set->keys = 0;
+    set->stale = 0;
     kna__queries_read(p, set->q, set->kv_head, set->query * p->g, p->g);
     for (int64_t r = 0; r < p->g; r++) {
         set->half_square[r] = kna__square(p->kernels, set->q + r * p->d, p->d) / 2;
     }
 }
 
-static int64_t first_tasks(void *argument)
-{
-    const decode_job *job = argument;
-    return job->sets * (job->chunks + job->exact_chunks);
-}
-
-static int64_t second_tasks(void *argument)
-{
-    const decode_job *job = argument;
-    return job->chunks ? job->sets : 0;
-}
-
-static int64_t third_tasks(void *argument)
-{
-    decode_job *job = argument;
-    for (int64_t i = 0; i < job->sets && job->chunks; i++) {
-        job->list_chunks = larger(job->list_chunks, (job->set[i].choice.count + LIST_CLUSTERS - 1) / LIST_CLUSTERS);
-    }
-    job->parts = job->exact_chunks + job->list_chunks + job->chunks;
-    return job->sets * (job->list_chunks + job->chunks);
-}
-
-static int64_t set_tasks(void *argument)
-{
-    const decode_job *job = argument;
-    return job->sets;
-}
-
 int kna__attend_knn_decode(knn_call *call)
 {
+    static const kna__step flat[] = { { first_step, first_tasks },
+                                      { choose_clusters, set_tasks },
+                                      { value_step, value_tasks },
+                                      { write_set, set_tasks } };
+    static const kna__step deep[] = { { first_step, first_tasks },      { open_groups, set_tasks },     { score_opened, opened_tasks },
+                                      { choose_clusters, set_tasks }, { value_step, value_tasks }, { write_set, set_tasks } };
     const kna__problem *p = call->problem;
     decode_job job = { .call = call, .sets = p->h_kv * call->queries, .g = p->g };
-    int threads = p->context->threads;
     size_t bytes = cut_scratch(&job, NULL);
     char *scratch = kna__scratch(p->context, bytes);
     if (!scratch) {
@@ -443,9 +558,6 @@ int kna__attend_knn_decode(knn_call *call)
     for (int64_t i = 0; i < job.sets; i++) {
         begin_set(&job, i);
     }
-    static const kna__step steps[] = {
-        { first_step, first_tasks }, { choose_clusters, second_tasks }, { third_step, third_tasks }, { write_set, set_tasks }
-    };
-    kna__parallel_steps(threads, steps, 4, &job);
+    kna__parallel_steps(p->context->threads, job.is_deep ? deep : flat, job.is_deep ? 6 : 4, &job);
     return KNA_OK;
 }

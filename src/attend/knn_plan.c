@@ -14,7 +14,8 @@ int64_t kna__knn_most_ranges(const knn_call *call)
 
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter)
 {
-    plan->pieces = kna__cut(cutter, (size_t)(call->problem->n / KNA_PIECE + 1), sizeof *plan->pieces);
+    kna__knn_list_cut(&plan->clusters, KNA_CLUSTERS, call->problem->n / KNA_PIECE + 1, cutter);
+    kna__knn_list_cut(&plan->groups, KNA_GROUPS, call->problem->n / KNA_PIECE + 1, cutter);
     plan->ranges = kna__cut(cutter, (size_t)kna__knn_most_ranges(call), sizeof *plan->ranges);
 }
 
@@ -152,14 +153,15 @@ static void make_plan(const knn_call *call, knn_plan *plan, int64_t query, int64
     const kna__problem *p = call->problem;
     const kna__clusters *c = &call->index->clusters;
     border b = border_of(p, query);
-    plan->piece_count = plan->range_count = 0;
+    plan->range_count = 0;
+    kna__knn_list_clear(&plan->clusters);
+    kna__knn_list_clear(&plan->groups);
     for (int64_t piece = 0; piece * KNA_PIECE < p->n;) {
         int64_t row = piece * KNA_PIECE, pieces = 1;
         if (use_clusters && may_use(call, &b, query, queries, piece)) {
             pieces = kna__unit_rows(c, piece) / KNA_PIECE;
-            for (int64_t i = 0; i < pieces; i++) {
-                plan->pieces[plan->piece_count++] = (int32_t)(piece + i);
-            }
+            kna__knn_list_add(&plan->clusters, piece * KNA_SLOTS, (piece + pieces) * KNA_SLOTS);
+            kna__knn_list_add(&plan->groups, piece * KNA_PIECE_GROUPS, (piece + pieces) * KNA_PIECE_GROUPS);
             if (row == 0 && any_sees(p, query, queries, 0, KNA_FIRST_ROWS)) {
                 add_present(plan, call->index, 0, KNA_FIRST_ROWS);
             }
@@ -171,43 +173,32 @@ static void make_plan(const knn_call *call, knn_plan *plan, int64_t query, int64
         }
         piece += pieces;
     }
-    plan->slots = plan->piece_count * KNA_SLOTS;
 }
 
 /* Where half of the clusters would be read in full, reading all rows in order costs less and errs not at all. */
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries)
 {
     make_plan(call, plan, query, queries, true);
-    if (plan->slots && plan->slots < 2 * kna__knn_budget(call, queries * call->problem->g)) {
+    if (plan->clusters.size && plan->clusters.size < 2 * kna__knn_budget(call, queries * call->problem->g)) {
         make_plan(call, plan, query, queries, false);
     }
-}
-
-int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most)
-{
-    int64_t end = i + 1;
-    while (end < plan->piece_count && end - i < most && plan->pieces[end] == plan->pieces[end - 1] + 1) {
-        end++;
-    }
-    return end;
 }
 
 void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats)
 {
     const kna__problem *p = call->problem;
-    int64_t lo, hi, full = 0, clustered = plan->piece_count * KNA_PIECE;
+    int64_t lo, hi, full = 0, clustered = plan->clusters.size * KNA_MEMBERS;
     kna__visible(p, query, &lo, &hi);
     for (int64_t i = 0; i < plan->range_count; i++) {
         int64_t from = plan->ranges[i].first > lo ? plan->ranges[i].first : lo;
         int64_t to = plan->ranges[i].end < hi ? plan->ranges[i].end : hi;
         full += from < to ? kna__mask_allows(p, head, query, from, to) : 0;
     }
-    if (plan->piece_count && plan->pieces[0] == 0) {
+    if (plan->clusters.size && plan->clusters.runs[0].first == 0) {
         clustered -= KNA_FIRST_ROWS;
     }
     memset(stats, 0, sizeof *stats);
     stats->keys_seen = (float)(full + clustered);
     stats->keys_full = (float)full;
-    stats->clusters = (float)plan->slots;
     stats->error_est = stats->audit_error = -1;
 }

@@ -1,7 +1,11 @@
 /*
  * knn_prefill.c - kNN attention of many queries: bound by arithmetic. A tile of neighbouring queries, with all query heads of a KV
- * head, chooses clusters together; then everything is matrix products: rows with mean keys, masses with mean values, rows with the
- * keys of the chosen clusters, gathered once per tile, and with the plan's ranges.
+ * head, shares a choice of clusters; then everything is matrix products: rows with mean keys, masses with mean values, rows with the
+ * keys of the chosen clusters, gathered once per tile, and with the plan's ranges. Where clusters are many, groups of them come first.
+ *
+ * Causality holds for the choice too: where an order of queries is given (causal, window or mask), the tile's clusters are chosen by
+ * its first query and the few before it, the probes, whose rows are computed beside the tile's own; what else a row needs it
+ * chooses for itself. So no row depends on a later query. Without an order all rows of the tile choose.
  *
  * On real heads 64 tokens of 3 heads that share 1,024 of 7,600 keys err by 4.3 %, single rows with 256 keys each by 4.6 %.
  */
@@ -13,31 +17,43 @@
 enum {
     TILE_MOST = 192,
     TILE_LEAST = 24,
-    MASSES_BYTES = 1 << 20 /* of a tile: they are gone through four times, and should stay in a second-level cache */
+    PROBES = 8,
+    MASSES_BYTES = 5 << 18 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
 typedef struct prefill_job {
     knn_call *call;
-    int64_t tile;  /* query rows per task: whole queries */
-    int64_t tiles; /* per KV head */
-    int64_t slots; /* most clusters of any plan */
-    int64_t own;   /* clusters a row reads beside the shared ones */
+    int64_t tile;   /* query rows per task: whole queries */
+    int64_t tiles;  /* per KV head */
+    int64_t pieces; /* most of any plan */
     char *rooms;
     size_t room_bytes;
 } prefill_job;
+
+/* Clusters of one level as the rows weigh them: (rows, list.size) mean logits, then masses. */
+typedef struct prefill_means {
+    knn_list list;
+    float *z;
+} prefill_means;
 
 typedef struct prefill_room {
     kna__tile tile;
     knn_plan plan;
     knn_choice choice;
-    float *z;           /* (rows, slots of the plan) mean logits, then masses */
+    prefill_means groups, clusters;
+    bool is_deep;
+    int64_t choosers;   /* rows that choose for the tile, from the first on */
+    float mean_square;  /* of |q|, over these */
+    float error;        /* estimated for groups left closed; negative: nobody asked */
     float *half_square; /* rows */
-    double *tail;       /* rows: masses left after the choice */
+    double *tail;       /* rows: masses left to means */
     float *max;         /* rows: what they are relative to */
-    int32_t *ids;
-    int32_t *own;      /* (rows, own) clusters a row reads beside the shared ones; -1: one fewer */
-    int64_t owned;     /* of each row */
-    float *own_logits; /* keys of a row's own clusters */
+    float *base;        /* rows: what their masses are relative to */
+    double *total;      /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
+    float *errors;      /* rows */
+    float *own_keys;    /* rows: keys of their own clusters */
+    int32_t *ids;       /* of a panel, and of one cluster more */
+    float *own_logits;  /* of the keys of a row's own clusters */
     int32_t *own_ids;
 } prefill_room;
 
@@ -46,21 +62,67 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     const kna__problem *p = job->call->problem;
     kna__cutter cutter = { base, 0 };
     prefill_room room;
-    size_t rows = (size_t)job->tile;
-    kna__tile_cut(&room.tile, p, job->tile, &cutter);
+    int64_t all = job->tile + PROBES * p->g, groups = job->pieces * KNA_PIECE_GROUPS, clusters = job->pieces * KNA_SLOTS;
+    int64_t own = kna__knn_most_keys(job->call, p->options.eps > 0 ? clusters : kna__knn_own(job->call));
+    size_t rows = (size_t)all;
+    kna__tile_cut(&room.tile, p, all, &cutter);
     kna__knn_plan_cut(&room.plan, job->call, &cutter);
-    kna__knn_choice_cut(&room.choice, job->slots, &cutter);
-    room.z = kna__cut(&cutter, rows * (size_t)job->slots, sizeof(float));
+    kna__knn_choice_cut(&room.choice, job->call, clusters, &cutter);
+    kna__knn_list_cut(&room.groups.list, KNA_GROUPS, groups, &cutter);
+    kna__knn_list_cut(&room.clusters.list, KNA_CLUSTERS, groups, &cutter);
+    room.groups.z = kna__cut(&cutter, rows * (size_t)groups, sizeof(float));
+    room.clusters.z = kna__cut(&cutter, rows * (size_t)clusters, sizeof(float));
     room.half_square = kna__cut(&cutter, rows, sizeof(float));
     room.tail = kna__cut(&cutter, rows, sizeof(double));
     room.max = kna__cut(&cutter, rows, sizeof(float));
-    room.own = kna__cut(&cutter, rows * (size_t)job->own, sizeof(int32_t));
-    room.own_logits = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(float));
-    room.own_ids = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(int32_t));
+    room.base = kna__cut(&cutter, rows, sizeof(float));
+    room.total = kna__cut(&cutter, rows, sizeof(double));
+    room.errors = kna__cut(&cutter, rows, sizeof(float));
+    room.own_keys = kna__cut(&cutter, rows, sizeof(float));
+    room.own_logits = kna__cut(&cutter, (size_t)own, sizeof(float));
+    room.own_ids = kna__cut(&cutter, (size_t)own, sizeof(int32_t));
     room.ids = kna__cut(&cutter, KNA_TILE_KEYS + KNA_SEGMENT, sizeof(int32_t));
     *bytes = cutter.used;
     return room;
 }
+
+/* ---- who chooses */
+
+static bool has_order(const kna__problem *p)
+{
+    return p->options.causal || p->options.window > 0 || p->mask.data;
+}
+
+/* Queries before a tile that may choose for it: those of the same sequence, which see the first of the plan's clusters. */
+static int64_t count_probes(const kna__problem *p, const knn_plan *plan, int64_t query)
+{
+    int64_t probes = 0;
+    if (!has_order(p) || !plan->clusters.size) {
+        return 0;
+    }
+    int64_t row = plan->clusters.runs[0].first * KNA_MEMBERS, first = row ? row : KNA_FIRST_ROWS;
+    while (probes < PROBES && query - probes > 0 && kna__knn_sees(p, query - probes - 1, first, row + KNA_PIECE - first)) {
+        probes++;
+    }
+    return probes;
+}
+
+static void measure_rows(prefill_room *room)
+{
+    const kna__problem *p = room->tile.problem;
+    room->mean_square = 0;
+    for (int64_t r = 0; r < room->tile.rows; r++) {
+        float square = kna__square(p->kernels, room->tile.q + r * p->d, p->d);
+        room->half_square[r] = square / 2;
+        room->mean_square += r < room->choosers ? square / (float)room->choosers : 0;
+        room->tail[r] = 0;
+        room->max[r] = 0;
+        room->own_keys[r] = 0;
+        room->errors[r] = -1;
+    }
+}
+
+/* ---- means */
 
 static void read_ranges(prefill_room *room)
 {
@@ -72,138 +134,133 @@ static void read_ranges(prefill_room *room)
     }
 }
 
-/*
- * What a row needs and its neighbours do not: a head that copies attends somewhere else at every token. The clusters with the
- * largest scores of its own are taken out of its masses.
- */
-static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
+static void widen_means(prefill_room *room, const uint16_t *means, int64_t n, int64_t dim)
 {
-    const kna__kernels *kernels = room->tile.problem->kernels;
-    const int64_t slots = room->plan.slots;
-    float *z = room->z + r * slots, *score = room->choice.score;
-    int32_t *own = room->own + r * job->own;
-    for (int64_t i = 0; i < slots; i++) {
-        score[i] = z[i] > 0 ? z[i] * room->choice.stray[i] : -1; /* what is shared has no mass left: never twice */
-    }
-    kna__topk(kernels, own, score, (size_t)slots, (size_t)room->owned, room->choice.scratch_ids, room->choice.scratch);
-    for (int64_t i = 0; i < room->owned; i++) {
-        if (!(z[own[i]] > 0)) {
-            own[i] = -1;
-            continue;
-        }
-        z[own[i]] = 0;
-    }
-}
-
-/* The keys of a row's own clusters. Returns how many. */
-static int64_t read_own(const prefill_job *job, prefill_room *room, int64_t r)
-{
-    const kna__problem *p = room->tile.problem;
-    const kna__clusters *c = &job->call->index->clusters;
-    kna__tile *tile = &room->tile;
-    int64_t count = 0;
-    for (int64_t i = 0; i < room->owned; i++) {
-        int32_t own = room->own[r * job->own + i];
-        if (own < 0) {
-            continue;
-        }
-        int64_t slot = kna__knn_slot(&room->plan, own);
-        count += kna__cluster_rows(c, tile->kv_head, slot, room->own_ids + count);
-    }
-    p->kernels->dot_at[p->k.type](room->own_logits, tile->q + r * p->d, kna__span_at(&p->k, tile->kv_head, 0), room->own_ids,
-                                  (size_t)count, (size_t)p->d);
-    if (p->options.softcap > 0) {
-        p->kernels->softcap(room->own_logits, p->options.softcap, (size_t)count);
-    }
-    float max = p->kernels->max(room->own_logits, (size_t)count);
-    if (max > -INFINITY) {
-        kna__tile_raise(tile, r, max);
-        tile->state[r].sum += (double)p->kernels->exp_sum(room->own_logits, tile->state[r].max, (size_t)count);
-        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, room->own_logits, kna__span_at(&p->v, tile->kv_head, 0), room->own_ids,
-                                      (size_t)count, (size_t)p->dv);
-    }
-    return count;
-}
-
-/* Pieces whose clusters fill the panel once. */
-enum { PANEL_PIECES = KNA_TILE_KEYS / KNA_SLOTS };
-
-static void widen_means(prefill_room *room, const uint16_t *means, int64_t at, int64_t n, int64_t dim)
-{
-    kna__span rows = { (const char *)(means + at * dim), (size_t)dim * sizeof(uint16_t), NULL };
+    kna__span rows = { (const char *)means, (size_t)dim * sizeof(uint16_t), NULL };
     room->tile.problem->kernels->widen[KNA_F16](room->tile.panel, (size_t)dim, rows, (size_t)n, (size_t)dim);
 }
 
-static void score_clusters(const knn_call *call, prefill_room *room)
+/* At most a panel of a list's clusters that lie side by side, from number i on. */
+static int64_t panel(const knn_call *call, const prefill_room *room, const knn_list *list, int64_t i, int64_t *at)
+{
+    int64_t most = i + KNA_TILE_KEYS < list->size ? i + KNA_TILE_KEYS : list->size;
+    return kna__knn_stretch(call, list, room->tile.kv_head, i, most, at);
+}
+
+static void score_means(const knn_call *call, prefill_room *room, const prefill_means *means)
 {
     const kna__problem *p = call->problem;
-    const kna__clusters *c = &call->index->clusters;
+    const knn_list *list = &means->list;
     kna__tile *tile = &room->tile;
-    size_t d = (size_t)p->d, slots = (size_t)room->plan.slots;
+    size_t d = (size_t)p->d, size = (size_t)list->size;
     int32_t dead[KNA_TILE_KEYS];
-    for (int64_t i = 0, end; i < room->plan.piece_count; i = end) {
-        end = kna__knn_run(&room->plan, i, PANEL_PIECES);
-        size_t n = (size_t)(end - i) * KNA_SLOTS;
-        float *z = room->z + i * KNA_SLOTS;
-        int64_t dead_count = kna__knn_dead(call, &room->plan, tile->kv_head, i, end, dead);
-        widen_means(room, c->key, kna__knn_at(call, &room->plan, tile->kv_head, i), (int64_t)n, p->d);
+    for (int64_t i = 0, end, at; i < list->size; i = end) {
+        end = panel(call, room, list, i, &at);
+        size_t n = (size_t)(end - i);
+        int64_t dead_count = kna__knn_dead(call, list, at, end - i, dead);
+        widen_means(room, kna__knn_level(call, list)->key + at * p->d, end - i, p->d);
         p->kernels->transpose(tile->kt, KNA_TILE_KEYS, tile->panel, d, n, d);
-        p->kernels->gemm(z, slots, tile->q, d, tile->kt, KNA_TILE_KEYS, (size_t)tile->rows, n, d, false);
+        p->kernels->gemm(means->z + i, size, tile->q, d, tile->kt, KNA_TILE_KEYS, (size_t)tile->rows, n, d, false);
         for (int64_t r = 0; r < tile->rows; r++) {
+            float *z = means->z + r * list->size + i;
             if (p->options.softcap > 0) {
-                p->kernels->softcap(z + (size_t)r * slots, p->options.softcap, n);
+                p->kernels->softcap(z, p->options.softcap, n);
             }
-            kna__knn_forget(z + (size_t)r * slots, dead, dead_count);
+            kna__knn_forget(z, dead, dead_count);
         }
     }
 }
 
-/* Logits of a row's clusters to masses, relative to the largest logit met so far, and their shares of softmax to the choice. */
-static void weigh_row(const knn_call *call, prefill_room *room, int64_t r)
+/* Logits of a row's clusters to masses, relative to the largest logit met so far; of choosers, their shares of softmax. */
+static void weigh_row(const knn_call *call, prefill_room *room, const prefill_means *means, int64_t r)
 {
     const kna__problem *p = call->problem;
+    const knn_list *list = &means->list;
     kna__tile *tile = &room->tile;
-    float *z = room->z + r * room->plan.slots, max = p->kernels->max(z, (size_t)room->plan.slots);
-    kna__tile_raise(tile, r, max);
-    room->max[r] = tile->state[r].max;
-    room->tail[r] = kna__knn_mass(call, &room->plan, tile->kv_head, z, tile->state[r].max, room->half_square[r]);
-    double total = room->tail[r] + tile->state[r].sum;
-    if (total > 0 && isfinite(total)) {
-        p->kernels->axpy(room->choice.share, (float)(1 / total), z, (size_t)room->plan.slots);
+    float *z = means->z + r * list->size;
+    kna__tile_raise(tile, r, p->kernels->max(z, (size_t)list->size));
+    double mass = kna__knn_mass(call, list, tile->kv_head, z, tile->state[r].max, room->half_square[r]);
+    room->base[r] = tile->state[r].max;
+    room->total[r] = mass + tile->state[r].sum;
+    if (r < room->choosers && room->total[r] > 0 && isfinite(room->total[r])) {
+        p->kernels->axpy(room->choice.share, (float)(1 / room->total[r]), z, (size_t)list->size);
     }
 }
 
-static void leave_chosen(prefill_room *room, int64_t r)
+/* Returns the error estimated for what is left. */
+static float choose_shared(const knn_call *call, prefill_room *room, const prefill_means *means, int64_t want, float error)
 {
-    float *z = room->z + r * room->plan.slots;
-    for (int64_t i = 0; i < room->choice.count; i++) {
-        z[room->choice.chosen[i]] = 0;
+    const knn_list *list = &means->list;
+    score_means(call, room, means);
+    kna__knn_choice_begin(call, list, room->tile.kv_head, &room->choice, room->mean_square);
+    for (int64_t r = 0; r < room->tile.rows; r++) {
+        weigh_row(call, room, means, r);
     }
+    float left = kna__knn_choose(call, list, room->tile.kv_head, &room->choice, want, room->choosers, error);
+    for (int64_t r = 0; r < room->tile.rows; r++) {
+        float *z = means->z + r * list->size;
+        for (int64_t i = 0; i < room->choice.count; i++) {
+            z[room->choice.chosen[i]] = 0;
+        }
+    }
+    return left;
 }
 
-static void mix_means(const knn_call *call, prefill_room *room)
+/* What is left in row r's masses goes into its state, relative to the maximum that the row has by now. */
+static void add_tail(prefill_room *room, const prefill_means *means, int64_t r)
+{
+    kna__state *state = &room->tile.state[r];
+    float *z = means->z + r * means->list.size;
+    if (state->max > room->base[r]) {
+        room->tile.problem->kernels->scale(z, expf(room->base[r] - state->max), (size_t)means->list.size);
+    }
+    double sum = kna__knn_sum(z, means->list.size);
+    room->tail[r] = sum + (room->tail[r] > 0 ? room->tail[r] * exp((double)room->max[r] - (double)state->max) : 0);
+    room->max[r] = state->max;
+    state->sum += sum;
+}
+
+static void mix_means(const knn_call *call, prefill_room *room, const prefill_means *means)
 {
     const kna__problem *p = call->problem;
-    const kna__clusters *c = &call->index->clusters;
+    const knn_list *list = &means->list;
     kna__tile *tile = &room->tile;
     size_t dv = (size_t)p->dv;
-    for (int64_t i = 0, end; i < room->plan.piece_count; i = end) {
-        end = kna__knn_run(&room->plan, i, PANEL_PIECES);
-        int64_t n = (end - i) * KNA_SLOTS;
-        widen_means(room, c->value, kna__knn_at(call, &room->plan, tile->kv_head, i), n, p->dv);
-        p->kernels->gemm(tile->out, dv, room->z + i * KNA_SLOTS, (size_t)room->plan.slots, tile->panel, dv, (size_t)tile->rows, dv,
-                         (size_t)n, true);
+    for (int64_t i = 0, end, at; i < list->size; i = end) {
+        end = panel(call, room, list, i, &at);
+        widen_means(room, kna__knn_level(call, list)->value + at * p->dv, end - i, p->dv);
+        p->kernels->gemm(tile->out, dv, means->z + i, (size_t)list->size, tile->panel, dv, (size_t)tile->rows, dv, (size_t)(end - i),
+                         true);
     }
 }
+
+/* ---- groups */
+
+/* Half of the error asked for is for groups left closed. */
+static void open_groups(const knn_call *call, prefill_room *room, int64_t rows)
+{
+    int64_t open = kna__knn_open(call, rows);
+    kna__knn_list_clear(&room->clusters.list);
+    room->error = choose_shared(call, room, &room->groups, open, call->problem->options.eps / 2);
+    for (int64_t i = 0; i < room->choice.count; i++) {
+        int64_t group = kna__knn_slot(&room->groups.list, room->choice.chosen[i]);
+        kna__knn_list_add(&room->clusters.list, group * KNA_GROUP_SLOTS, (group + 1) * KNA_GROUP_SLOTS);
+    }
+    for (int64_t r = 0; r < room->tile.rows; r++) {
+        add_tail(room, &room->groups, r);
+    }
+    mix_means(call, room, &room->groups);
+}
+
+/* ---- keys */
 
 /* Keys of the chosen clusters, a panel at a time. Returns how many. */
 static int64_t read_chosen(const knn_call *call, prefill_room *room)
 {
-    const kna__clusters *c = &call->index->clusters;
     int64_t held = 0, keys = 0;
     for (int64_t i = 0; i < room->choice.count; i++) {
-        int64_t slot = kna__knn_slot(&room->plan, room->choice.chosen[i]), done = 0;
-        held += kna__cluster_rows(c, room->tile.kv_head, slot, room->ids + held);
+        int64_t slot = kna__knn_slot(&room->clusters.list, room->choice.chosen[i]), done = 0;
+        held += kna__cluster_rows(&call->index->clusters, room->tile.kv_head, slot, room->ids + held);
         for (; held - done >= KNA_TILE_KEYS; done += KNA_TILE_KEYS) {
             kna__tile_ids(&room->tile, room->ids + done, KNA_TILE_KEYS);
         }
@@ -217,20 +274,64 @@ static int64_t read_chosen(const knn_call *call, prefill_room *room)
     return keys + held;
 }
 
-static float measure_rows(prefill_room *room)
+/* The keys on a row's own list: own_ids. */
+static void read_own(prefill_room *room, int64_t r, int64_t count)
 {
-    const kna__problem *p = room->tile.problem;
-    float mean = 0;
-    for (int64_t r = 0; r < room->tile.rows; r++) {
-        float square = kna__square(p->kernels, room->tile.q + r * p->d, p->d);
-        room->half_square[r] = square / 2;
-        mean += square / (float)room->tile.rows;
+    kna__tile *tile = &room->tile;
+    const kna__problem *p = tile->problem;
+    p->kernels->dot_at[p->k.type](room->own_logits, tile->q + r * p->d, kna__span_at(&p->k, tile->kv_head, 0), room->own_ids,
+                                  (size_t)count, (size_t)p->d);
+    if (p->options.softcap > 0) {
+        p->kernels->softcap(room->own_logits, p->options.softcap, (size_t)count);
     }
-    return mean;
+    float max = p->kernels->max(room->own_logits, (size_t)count);
+    if (max > -INFINITY) {
+        kna__tile_raise(tile, r, max);
+        tile->state[r].sum += (double)p->kernels->exp_sum(room->own_logits, tile->state[r].max, (size_t)count);
+        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, room->own_logits, kna__span_at(&p->v, tile->kv_head, 0), room->own_ids,
+                                      (size_t)count, (size_t)p->dv);
+    }
 }
 
-/* keys: of chosen clusters, in the mean over the rows. */
-static void report_rows(const knn_call *call, const prefill_room *room, float keys)
+/*
+ * What a row needs and the tile does not: a head that copies attends somewhere else at every token. The clusters with the
+ * largest scores of its own are read beside the shared ones; where an error is asked for, as many as it takes.
+ */
+static void choose_own(const knn_call *call, prefill_room *room, int64_t r)
+{
+    const kna__problem *p = call->problem;
+    const knn_list *list = &room->clusters.list;
+    knn_choice *choice = &room->choice;
+    float *z = room->clusters.z + r * list->size;
+    int64_t keys = 0;
+    float left = kna__knn_choose_own(call, list, choice, z, room->total[r], kna__knn_own(call), p->options.eps - room->error);
+    room->errors[r] = left < 0 ? -1 : left + room->error;
+    for (int64_t i = 0; i < choice->count; i++) {
+        int64_t slot = kna__knn_slot(list, choice->chosen[i]);
+        keys += kna__cluster_rows(&call->index->clusters, room->tile.kv_head, slot, room->own_ids + keys);
+    }
+    read_own(room, r, keys);
+    room->own_keys[r] = (float)keys;
+}
+
+/* ---- a tile */
+
+/* From here on the probes are not computed any further. */
+static void drop_probes(prefill_room *room, int64_t rows)
+{
+    kna__tile_skip(&room->tile, rows);
+    room->clusters.z += rows * room->clusters.list.size;
+    room->half_square += rows;
+    room->tail += rows;
+    room->max += rows;
+    room->base += rows;
+    room->total += rows;
+    room->errors += rows;
+    room->own_keys += rows;
+}
+
+/* keys: of the clusters shared. */
+static void report_rows(const knn_call *call, const prefill_room *room, int64_t keys)
 {
     const kna__problem *p = call->problem;
     const kna__tile *tile = &room->tile;
@@ -239,12 +340,36 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
         knn_stats *stats = &call->stats[query * p->h + head];
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
         kna__knn_count(call, &room->plan, head, query, stats);
-        stats->keys_full += keys;
-        if (room->plan.slots && total > 0) {
-            stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
+        stats->keys_full += (float)keys + room->own_keys[r];
+        if (!room->plan.clusters.size) {
+            continue;
         }
-        stats->error_est = room->plan.slots ? room->choice.error : -1;
+        stats->tail_mass = total > 0 ? (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total) : 0;
+        stats->clusters = (float)(room->clusters.list.size + (room->is_deep ? room->groups.list.size : 0));
+        stats->error_est = room->errors[r];
     }
+}
+
+/* Returns keys of the clusters shared. */
+static int64_t attend_clusters(const knn_call *call, prefill_room *room, int64_t probe_rows)
+{
+    int64_t rows = room->tile.rows - probe_rows;
+    room->error = 0;
+    if (room->is_deep) {
+        room->groups.list = room->plan.groups;
+        open_groups(call, room, rows);
+    } else {
+        room->clusters.list = room->plan.clusters;
+    }
+    choose_shared(call, room, &room->clusters, kna__knn_shared(call, rows), INFINITY);
+    drop_probes(room, probe_rows);
+    int64_t keys = read_chosen(call, room);
+    for (int64_t r = 0; r < rows; r++) {
+        choose_own(call, room, r);
+        add_tail(room, &room->clusters, r);
+    }
+    mix_means(call, room, &room->clusters);
+    return keys;
 }
 
 static void prefill_tile(void *argument, int64_t task, int worker)
@@ -254,37 +379,29 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     const kna__problem *p = call->problem;
     size_t bytes;
     prefill_room room = cut_room(job, job->rooms + (size_t)worker * job->room_bytes, &bytes);
-    int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0, keys_own = 0;
+    int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0;
     int64_t rows = all - row < job->tile ? all - row : job->tile, query = call->query + row / p->g;
     kna__knn_plan(call, &room.plan, query, rows / p->g);
-    kna__tile_begin(&room.tile, kv_head, query * p->g, rows);
-    float mean_square = measure_rows(&room);
+    room.is_deep = kna__knn_is_deep(call, &room.plan, rows);
+    int64_t probes = count_probes(p, &room.plan, query);
+    kna__tile_begin(&room.tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
+    room.choosers = has_order(p) ? (probes + 1) * p->g : rows;
+    measure_rows(&room);
     read_ranges(&room);
-    room.choice.error = -1;
-    if (room.plan.slots) {
-        memset(room.choice.share, 0, (size_t)room.plan.slots * sizeof(float));
-        score_clusters(call, &room);
-        for (int64_t r = 0; r < rows; r++) {
-            weigh_row(call, &room, r);
-        }
-        kna__knn_choose(call, &room.plan, kv_head, &room.choice, mean_square, rows);
-        room.owned = job->own < room.plan.slots - room.choice.count ? job->own : room.plan.slots - room.choice.count;
-        for (int64_t r = 0; r < rows; r++) {
-            leave_chosen(&room, r);
-            if (room.owned > 0) {
-                choose_own(job, &room, r);
-            }
-            room.tail[r] = kna__knn_sum(room.z + r * room.plan.slots, room.plan.slots);
-            room.tile.state[r].sum += room.tail[r];
-        }
-        mix_means(call, &room);
-        keys = read_chosen(call, &room);
-        for (int64_t r = 0; r < rows && room.owned > 0; r++) {
-            keys_own += read_own(job, &room, r);
-        }
+    if (room.plan.clusters.size) {
+        keys = attend_clusters(call, &room, probes * p->g);
     }
-    report_rows(call, &room, (float)keys + (float)keys_own / (float)rows);
+    report_rows(call, &room, keys);
     kna__tile_end(&room.tile);
+}
+
+/* ---- the call */
+
+/* Columns of masses that a tile goes through, when groups come first or not. */
+static int64_t columns(const prefill_job *job)
+{
+    int64_t clusters = job->pieces * KNA_SLOTS, open = kna__knn_open(job->call, TILE_MOST) * KNA_GROUP_SLOTS;
+    return clusters < 2 * open ? clusters : open + job->pieces * KNA_PIECE_GROUPS;
 }
 
 static int64_t choose_tile(const prefill_job *job)
@@ -292,7 +409,7 @@ static int64_t choose_tile(const prefill_job *job)
     const kna__problem *p = job->call->problem;
     int64_t rows = job->call->queries * p->g, tile = TILE_MOST;
     while (tile > TILE_LEAST &&
-           ((rows + tile - 1) / tile * p->h_kv < 6 || tile * job->slots * (int64_t)sizeof(float) > MASSES_BYTES)) {
+           ((rows + tile - 1) / tile * p->h_kv < 6 || tile * columns(job) * (int64_t)sizeof(float) > MASSES_BYTES)) {
         tile /= 2;
     }
     tile = tile / p->g * p->g;
@@ -302,10 +419,8 @@ static int64_t choose_tile(const prefill_job *job)
 int kna__attend_knn_prefill(knn_call *call)
 {
     const kna__problem *p = call->problem;
-    prefill_job job = { .call = call, .slots = (p->n / KNA_PIECE + 1) * KNA_SLOTS };
+    prefill_job job = { .call = call, .pieces = p->n / KNA_PIECE + 1 };
     job.tile = choose_tile(&job);
-    job.own = kna__knn_own(call);
-    job.own = job.own < job.slots ? job.own : job.slots;
     job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));

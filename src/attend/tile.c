@@ -133,6 +133,15 @@ void kna__tile_ids(kna__tile *tile, const int32_t *ids, int64_t count)
     mix_panel(tile, (size_t)count);
 }
 
+void kna__tile_skip(kna__tile *tile, int64_t rows)
+{
+    tile->row += rows;
+    tile->rows -= rows;
+    tile->q += rows * tile->problem->d;
+    tile->out += rows * tile->problem->dv;
+    tile->state += rows;
+}
+
 void kna__tile_end(kna__tile *tile)
 {
     const kna__problem *p = tile->problem;

@@ -29,8 +29,10 @@ void kna__tile_begin(kna__tile *tile, int64_t kv_head, int64_t row, int64_t rows
 void kna__tile_keys(kna__tile *tile, int64_t first, int64_t count);
 /* Scattered keys that every row sees whole: no mask, no causality. */
 void kna__tile_ids(kna__tile *tile, const int32_t *ids, int64_t count);
-/* Weights given as such: row r's sum grows by sums[r], its max is at least `max[r]`, to which the weights are relative. */
+/* Row r's maximum is at least `max`: what it holds becomes relative to that. */
 void kna__tile_raise(kna__tile *tile, int64_t r, float max);
+/* Leaves the first rows out from here on. */
+void kna__tile_skip(kna__tile *tile, int64_t rows);
 /* Writes the results. */
 void kna__tile_end(kna__tile *tile);
 

@@ -1,0 +1,42 @@
+/*
+ * knn_budget.c - how many clusters are looked into for k keys.
+ *
+ * A row that chooses alone reads k keys; the heads of a group together 2 k, a tile 4 k beside k of each row's own. Of groups so many
+ * are opened that one in OPEN_CLUSTERS / GROUPS of their clusters is read; doc/bench.md says what that costs.
+ */
+#include "knn.h"
+
+enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4, OPEN_GROUPS = 2 /* per cluster read */ };
+
+int64_t kna__knn_shared(const knn_call *call, int64_t rows)
+{
+    int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
+    return (call->problem->options.k_near * shared + KNA_MEMBERS - 1) / KNA_MEMBERS;
+}
+
+int64_t kna__knn_own(const knn_call *call)
+{
+    return (call->problem->options.k_near + KNA_MEMBERS - 1) / KNA_MEMBERS;
+}
+
+int64_t kna__knn_budget(const knn_call *call, int64_t rows)
+{
+    return kna__knn_shared(call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(call));
+}
+
+int64_t kna__knn_open(const knn_call *call, int64_t rows)
+{
+    return OPEN_GROUPS * kna__knn_budget(call, rows);
+}
+
+/* Groups are a detour unless most of them stay closed. */
+bool kna__knn_is_deep(const knn_call *call, const knn_plan *plan, int64_t rows)
+{
+    return plan->groups.size >= 2 * kna__knn_open(call, rows);
+}
+
+int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)
+{
+    int64_t most = clusters * KNA_SEGMENT;
+    return most < call->problem->n ? most : call->problem->n;
+}

@@ -1,0 +1,89 @@
+/*
+ * knn_mass.c - what clusters weigh: count * exp(mean logit) * (1 + |q|^2 spread / 2), and whether they are still what the cache holds.
+ */
+#include "knn.h"
+
+#include <math.h>
+
+/* Of |q| |mean key|: f16 rounds each number of the mean by at most 2^-11 of it, f32 sums by less. */
+#define STALE_LIMIT 0x1p-9f
+
+enum { LANES = 16, LANE_SUMS = 64 /* numbers a lane adds in single precision */ };
+
+int64_t kna__knn_dead(const knn_call *call, const knn_list *list, int64_t at, int64_t count, int32_t *dead)
+{
+    const kna__clusters *c = &call->index->clusters;
+    const kna__level *level = kna__knn_level(call, list);
+    int64_t found = 0;
+    for (int64_t x = 0; x < count; x++) {
+        dead[found] = (int32_t)x; /* without a branch: found never passes x */
+        found += !level->count[at + x] || kna__level_always(c, list->level, at + x);
+    }
+    return found;
+}
+
+double kna__knn_sum(const float *z, int64_t count)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count;) {
+        int64_t stop = i + LANES * LANE_SUMS < count ? i + LANES * LANE_SUMS : count;
+        float lane[LANES] = { 0 };
+        for (; i + LANES <= stop; i += LANES) {
+            for (int64_t x = 0; x < LANES; x++) {
+                lane[x] += z[i + x];
+            }
+        }
+        for (int64_t x = 0; i < stop; x++, i++) {
+            lane[x] += z[i];
+        }
+        for (int64_t x = 0; x < LANES; x++) {
+            sum += (double)lane[x];
+        }
+    }
+    return sum;
+}
+
+double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head, float *z, float shift, float half_square)
+{
+    const kna__level *level = kna__knn_level(call, list);
+    if (shift == -INFINITY) {
+        memset(z, 0, (size_t)list->size * sizeof *z);
+        return 0;
+    }
+    call->problem->kernels->exp_sum(z, shift, (size_t)list->size);
+    for (int64_t i = 0, end, at; i < list->size; i = end) {
+        end = kna__knn_stretch(call, list, kv_head, i, list->size, &at);
+        const uint16_t *count = level->count + at;
+        const float *spread = level->spread + at;
+        for (int64_t x = 0; x < end - i; x++) {
+            z[i + x] *= (float)count[x] * (1 + half_square * spread[x]);
+        }
+    }
+    return kna__knn_sum(z, list->size);
+}
+
+/*
+ * The mean of the members' logits is the logit of their mean, up to the rounding of that mean to f16: where it is not, a key has
+ * been written without a word.
+ */
+int32_t kna__knn_stale(const knn_call *call, const knn_list *list, int64_t kv_head, const int32_t *chosen, int64_t count,
+                       const float *q, float q_norm, const float *logits)
+{
+    const kna__problem *p = call->problem;
+    const kna__clusters *c = &call->index->clusters;
+    const kna__level *level = kna__knn_level(call, list);
+    int32_t stale = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = kna__level_at(c, list->level, kv_head, kna__knn_slot(list, chosen[i]));
+        float mean = 0, sum = 0;
+        kna__span key = { (const char *)(level->key + at * p->d), 0, NULL };
+        p->kernels->dot[KNA_F16](&mean, 1, q, 0, 1, key, 1, (size_t)p->d);
+        for (int64_t x = 0; x < level->count[at]; x++) {
+            sum += logits[x];
+        }
+        logits += level->count[at];
+        float off = level->count[at] ? fabsf(sum / (float)level->count[at] - mean) : 0;
+        stale += !c->always[at] && off > q_norm * (c->norm[at] + 1) * STALE_LIMIT;
+    }
+    return stale;
+}
