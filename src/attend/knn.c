@@ -9,65 +9,31 @@
 
 enum {
     BLOCK = 512, /* queries that see the same state of the index */
-    UNITS_AT_ONCE = 64,
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
 
 /* ---- forming clusters */
 
-typedef struct forming {
+typedef struct viewer {
     const kna__problem *problem;
-    kna_index *index;
-    int64_t query, limit; /* clusters end at or before row `limit` */
-    kna__unit units[UNITS_AT_ONCE];
-    int64_t count;
-} forming;
+    int64_t query;
+} viewer;
 
-static bool can_form(const forming *f, int64_t row, int64_t rows)
+static bool sees(const void *argument, int64_t first, int64_t count)
 {
-    int64_t first = row ? row : KNA_FIRST_ROWS;
-    return row + rows <= f->limit && kna__index_has_all(f->index, first, row + rows) &&
-           kna__knn_sees(f->problem, f->query, first, row + rows - first);
-}
-
-static bool is_whole(const kna__clusters *c, int64_t piece)
-{
-    return piece % KNA_SEGMENT_PIECES == 0 && c->state[piece] == KNA_PIECE_MERGED;
-}
-
-static int form_pending(forming *f)
-{
-    int status = kna__clusters_form(f->problem->context, f->index, &f->problem->k, &f->problem->v, f->units, f->count);
-    f->count = 0;
-    return status;
+    const viewer *v = argument;
+    return kna__knn_sees(v->problem, v->query, first, count);
 }
 
 /*
- * While decoding, all layers would form a segment at the same token: `late` rows, other for each index, spread that work.
+ * What a query sees. While decoding, all layers would form a segment at the same token: being late by so many rows, other for each
+ * index, spreads that work.
  */
 static int form_ready(const kna__problem *p, kna_index *index, int64_t query)
 {
-    forming f = { .problem = p, .index = index, .query = query, .limit = kna__knn_recent(p, query) };
-    const kna__clusters *c = &index->clusters;
+    const viewer v = { p, query };
     int64_t late = index->phase * (KNA_PIECE / KNA_PHASES);
-    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= f.limit;) {
-        bool aligned = piece % KNA_SEGMENT_PIECES == 0;
-        if (aligned && !is_whole(c, piece) && (piece + KNA_SEGMENT_PIECES) * KNA_PIECE + late <= f.limit &&
-            can_form(&f, piece * KNA_PIECE, KNA_SEGMENT)) {
-            f.units[f.count++] = (kna__unit){ piece, true };
-            piece += KNA_SEGMENT_PIECES;
-        } else if (c->state[piece] == KNA_PIECE_OPEN && (piece + 1) * KNA_PIECE + late / 4 <= f.limit &&
-                   can_form(&f, piece * KNA_PIECE, KNA_PIECE)) {
-            f.units[f.count++] = (kna__unit){ piece, false };
-            piece++;
-        } else {
-            piece += is_whole(c, piece) ? KNA_SEGMENT_PIECES : 1;
-        }
-        if (f.count == UNITS_AT_ONCE) {
-            KNA_TRY(form_pending(&f));
-        }
-    }
-    return form_pending(&f);
+    return kna__clusters_form_ready(p->context, index, &p->k, &p->v, kna__knn_recent(p, query), late, sees, &v);
 }
 
 /* ---- learning from queries */

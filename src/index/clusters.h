@@ -78,6 +78,7 @@ int kna__metric_reserve(kna_context *context, kna_index *index);
 void kna__metric_release(kna_index *index);
 /* Add rows of one head's queries, (rows,d) at ldq floats; heads may be added by different threads. */
 void kna__metric_add(kna_index *index, const kna__kernels *kernels, int64_t head, const float *q, int64_t rows, int64_t ldq);
+/* Whether it waits for a first query; never beyond KNA_METRIC_DIM columns, where it learns nothing. */
 bool kna__metric_is_empty(const kna_index *index);
 /*
  * The factor L, (d,d) lower triangle of S = L L', so that |(k - k') L|^2 is what the logits of k and k' differ by, squared, in
@@ -112,5 +113,12 @@ typedef struct kna__unit {
 } kna__unit;
 int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,
                        int64_t count);
+/*
+ * All units that end at or before row `limit`, a whole segment `late` rows later, a piece a quarter of that: those of which every
+ * row is present and `sees` says yes (NULL: to all). Four pieces become a segment where they can.
+ */
+typedef bool (*kna__sees)(const void *argument, int64_t first, int64_t count);
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument);
 
 #endif

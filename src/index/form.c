@@ -235,3 +235,65 @@ int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k
     }
     return KNA_OK;
 }
+
+/* ---- which units */
+
+enum { UNITS_AT_ONCE = 64 };
+
+typedef struct forming {
+    const kna_index *index;
+    int64_t limit;
+    kna__sees sees;
+    const void *argument;
+} forming;
+
+static bool can_form(const forming *f, int64_t piece, int64_t rows, int64_t late)
+{
+    int64_t row = piece * KNA_PIECE, first = row ? row : KNA_FIRST_ROWS, end = row + rows;
+    return end + late <= f->limit && kna__index_has_all(f->index, first, end) &&
+           (!f->sees || f->sees(f->argument, first, end - first));
+}
+
+static bool is_whole(const kna__clusters *c, int64_t piece)
+{
+    return piece % KNA_SEGMENT_PIECES == 0 && c->state[piece] == KNA_PIECE_MERGED;
+}
+
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument)
+{
+    const forming f = { index, limit, sees, argument };
+    const kna__clusters *c = &index->clusters;
+    kna__unit units[UNITS_AT_ONCE];
+    int64_t count = 0;
+    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= limit;) {
+        bool whole = is_whole(c, piece);
+        if (!whole && piece % KNA_SEGMENT_PIECES == 0 && can_form(&f, piece, KNA_SEGMENT, late)) {
+            units[count++] = (kna__unit){ piece, true };
+            whole = true;
+        } else if (c->state[piece] == KNA_PIECE_OPEN && can_form(&f, piece, KNA_PIECE, late / KNA_SEGMENT_PIECES)) {
+            units[count++] = (kna__unit){ piece, false };
+        }
+        piece += whole ? KNA_SEGMENT_PIECES : 1;
+        if (count == UNITS_AT_ONCE) {
+            KNA_TRY(kna__clusters_form(context, index, k, v, units, count));
+            count = 0;
+        }
+    }
+    return kna__clusters_form(context, index, k, v, units, count);
+}
+
+int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t rows)
+{
+    context->message[0] = 0;
+    KNA_TRY(kna__index_check(context, index, k, v));
+    if (rows < 0 || rows > index->rows || rows > k->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %lld rows to form, %lld covered, %lld given", (long long)rows,
+                        (long long)index->rows, (long long)k->rows);
+    }
+    if (index->method != KNA_KNN || kna__metric_is_empty(index)) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__clusters_reserve(context, index, rows));
+    return kna__clusters_form_ready(context, index, k, v, rows, 0, NULL, NULL);
+}
