@@ -26,6 +26,8 @@ enum {
 enum { KNA_PIECE_OPEN, KNA_PIECE_ALONE, KNA_PIECE_MERGED };
 
 typedef struct kna__clusters {
+    char *block;      /* all that follow */
+    size_t bytes;     /* of it */
     int64_t capacity; /* pieces */
     uint16_t *key;    /* (heads, slots, d) f16: mean key */
     uint16_t *value;  /* (heads, slots, dv) f16: mean value */
