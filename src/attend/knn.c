@@ -5,8 +5,6 @@
  */
 #include "knn.h"
 
-#include <math.h>
-
 enum {
     BLOCK = 512, /* queries that see the same state of the index */
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
@@ -82,49 +80,6 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
     return KNA_OK;
 }
 
-static double bytes_read(const kna__problem *p, const knn_stats *s)
-{
-    double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
-    double cluster = (double)(p->d + p->dv) * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t);
-    return ((double)s->keys_full * (key + value) + (double)s->clusters * cluster) / (key + value);
-}
-
-/* Means over rows that saw a key; sums in row order, so that threads do not matter. */
-static void fill_report(const knn_call *call, float *audits, kna_report *report)
-{
-    const kna__problem *p = call->problem;
-    int64_t seeing = 0, estimated = 0;
-    double read = 0, tail = 0, error = 0, audit = 0;
-    report->error_est_max = -1;
-    for (int64_t i = 0; i < p->m * p->h; i++) {
-        const knn_stats *s = &call->stats[i];
-        report->keys_seen += (double)s->keys_seen;
-        report->keys_full += (double)s->keys_full;
-        report->rows_exact += s->clusters == 0;
-        report->stale_rows += s->stale;
-        seeing += s->keys_seen > 0;
-        read += bytes_read(p, s);
-        tail += (double)s->tail_mass;
-        if (s->error_est >= 0) {
-            estimated++;
-            error += (double)s->error_est;
-            report->error_est_max = fmax(report->error_est_max, (double)s->error_est);
-        }
-        if (s->audit_error >= 0) {
-            audit += (double)s->audit_error;
-            audits[report->audited++] = s->audit_error;
-        }
-    }
-    report->keys_touched = report->keys_seen > 0 ? read / report->keys_seen : 0;
-    report->tail_mass = seeing ? tail / (double)seeing : 0;
-    report->error_est = estimated ? error / (double)estimated : -1;
-    report->audit_mean = report->audited ? audit / (double)report->audited : -1;
-    report->audit_p95 = -1;
-    if (report->audited) {
-        report->audit_p95 = (double)kna__kth_largest(audits, (size_t)report->audited, (size_t)(report->audited / 20) + 1);
-    }
-}
-
 static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_report *report)
 {
     const kna__problem *p = call->problem;
@@ -132,15 +87,15 @@ static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_re
         call->queries = p->m - call->query < BLOCK ? p->m - call->query : BLOCK;
         KNA_TRY(attend_block(call, index, &report->build_s));
     }
-    KNA_TRY(kna__knn_audit(call));
-    fill_report(call, audits, report);
+    kna__audit_rows(p, index, call->stats);
+    kna__report_rows(p, call->stats, audits, report);
     return KNA_OK;
 }
 
 int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
 {
     knn_call call = { .problem = p, .index = index, .gaps = kna__index_gaps(index, p->n) };
-    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h), bytes = kna__size_product(rows, sizeof(knn_stats) + sizeof(float));
+    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h), bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float));
     KNA_TRY(kna__metric_reserve(p->context, index));
     KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
     learn_first(p, index);

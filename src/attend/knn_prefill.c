@@ -236,10 +236,8 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        knn_stats *stats = &call->stats[query * p->h + head];
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
-        kna__knn_count(call, &room->plan, head, query, stats);
-        stats->keys_full += keys;
+        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, keys);
         if (room->plan.slots && total > 0) {
             stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
         }
