@@ -230,6 +230,45 @@ static void marks(void)
     done();
 }
 
+/* kna_index_form() waits for a first query, but for rows so long that none is ever learned from. */
+static void formed_at_once(void)
+{
+    static const int64_t dims[] = { D, KNA_METRIC_DIM, KNA_METRIC_DIM + 1 };
+    for (int i = 0; i < 3; i++) {
+        fresh(dims[i], DV, KNA_F16);
+        bool learns = dims[i] <= KNA_METRIC_DIM;
+        EXPECT_INT(kna__metric_is_empty(index_), learns);
+        EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+        EXPECT_INT(knn_formed_pieces(index_), learns ? 0 : 9);
+        float q[KNA_METRIC_DIM + 1];
+        for (int64_t x = 0; x < dims[i]; x++) q[x] = (float)test_normal();
+        for (int64_t head = 0; head < HEADS; head++) kna__metric_add(index_, context->kernels, head, q, 1, dims[i]);
+        EXPECT(!kna__metric_is_empty(index_));
+        EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+        EXPECT_INT(knn_formed_pieces(index_), 9);
+        EXPECT(knn_index_holds(index_, &c.k, &c.v));
+        done();
+    }
+}
+
+/* Whole pieces of a segment that is not whole; a segment once it is. */
+static void formed_in_part(void)
+{
+    float q[D] = { 1 };
+    fresh(D, DV, KNA_F32);
+    for (int64_t head = 0; head < HEADS; head++) kna__metric_add(index_, context->kernels, head, q, 1, D);
+    EXPECT_INT(kna_index_remove(context, index_, 700, 1), KNA_OK);
+    EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N - 1), KNA_OK);
+    const uint8_t *state = index_->clusters.state;
+    EXPECT(state[0] == KNA_PIECE_ALONE && state[1] == KNA_PIECE_ALONE && state[2] == KNA_PIECE_OPEN && state[3] == KNA_PIECE_ALONE);
+    EXPECT(state[4] == KNA_PIECE_MERGED && state[7] == KNA_PIECE_MERGED && state[8] == KNA_PIECE_OPEN);
+    EXPECT_INT(kna_index_update(context, index_, &c.k, &c.v, 700, 1), KNA_OK);
+    EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+    EXPECT(state[0] == KNA_PIECE_MERGED && state[3] == KNA_PIECE_MERGED && state[8] == KNA_PIECE_ALONE);
+    EXPECT(knn_index_holds(index_, &c.k, &c.v));
+    done();
+}
+
 /* More than 32 rows of a piece, at once or one by one, open its unit and no other. */
 static void opens(void)
 {
@@ -329,6 +368,44 @@ static void threads(void)
     done();
 }
 
+/* ---- which rows are present */
+
+static void next_holds(const bool *present, int64_t covered)
+{
+    int64_t end = (int64_t)test_below((size_t)covered + 1), row = (int64_t)test_below((size_t)end + 1), gaps = 0;
+    for (int want = 0; want < 2; want++) {
+        int64_t found = row;
+        while (found < end && present[found] != want) found++;
+        EXPECT_INT(kna__index_next(index_, row, end, want), found);
+        if (!want) EXPECT_INT(kna__index_has_all(index_, row, end), found == end);
+    }
+    for (int64_t j = 0; j < end; j++) gaps += !present[j] && (j == 0 || present[j - 1]);
+    EXPECT_INT(kna__index_gaps(index_, end), gaps);
+}
+
+/* Runs of rows present and not, as rows come and go; in the end all are there. */
+static void presence(void)
+{
+    bool present[N] = { false };
+    case_begin(&c, (shape){ HEADS, HEADS, 1, N, D, DV });
+    case_rows(&c, &c.k, KNA_F32, LAYOUT_INTERLEAVED, 1);
+    case_rows(&c, &c.v, KNA_F32, LAYOUT_PADDED, 1);
+    context = context_best();
+    EXPECT_INT(kna_index_new(context, &index_, KNA_KNN, HEADS, D, DV), KNA_OK);
+    for (int step = 0; step < 400; step++) {
+        bool come = step == 399 || test_below(3);
+        int64_t most = test_below(2) ? 40 : N, first = (int64_t)test_below(N), count = 1 + (int64_t)test_below((size_t)most);
+        first = step == 399 ? 0 : first;
+        count = step == 399 ? N : first + count > N ? N - first : count;
+        EXPECT_INT(come ? kna_index_update(context, index_, &c.k, &c.v, first, count)
+                        : kna_index_remove(context, index_, first, count), KNA_OK);
+        for (int64_t j = first; j < first + count; j++) present[j] = come;
+        for (int look = 0; look < 5; look++) next_holds(present, kna_index_rows(index_));
+    }
+    EXPECT_INT(index_->present_rows, N);
+    done();
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
@@ -338,11 +415,14 @@ int main(int argc, char **argv)
     TEST(metric_decides);
     TEST(odd_rows);
     TEST(marks);
+    TEST(formed_at_once);
+    TEST(formed_in_part);
     TEST(opens);
     TEST(removals);
     TEST(grows);
     TEST(stale_clusters);
     TEST(threads);
+    TEST(presence);
     contexts_free();
     return test_end();
 }

@@ -11,7 +11,7 @@
 #ifndef KNA_KNN_H
 #define KNA_KNN_H
 
-#include "problem.h"
+#include "report.h"
 
 typedef struct knn_range {
     int64_t first, end;
@@ -37,28 +37,21 @@ typedef struct knn_plan {
     int64_t range_count;
 } knn_plan;
 
-/* What one row did, for the report. */
-typedef struct knn_stats {
-    float keys_seen, keys_full, clusters, tail_mass;
-    float error_est;   /* negative: not estimated */
-    float audit_error; /* negative: not audited */
-    int32_t stale;
-} knn_stats;
-
 typedef struct knn_call {
     const kna__problem *problem;
     const kna_index *index;
     int64_t query, queries; /* the block of queries being worked on */
     int64_t gaps;           /* runs of rows that are not present in the index: they take no part */
-    knn_stats *stats;       /* (m, h) */
+    kna__row_stats *stats;  /* (m, h) */
 } knn_call;
 
 /* knn_plan.c - room for a plan, cut off a block; the plan of queries query .. query + queries - 1. */
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
 int64_t kna__knn_most_ranges(const knn_call *call);
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries);
-/* Stats of a row of the plan so far: what it sees, what of that the ranges hold, no errors known. */
-void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats);
+/* The stats of a row of the plan, which reads so many keys of chosen clusters and means; errors and the rest are not known yet. */
+kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, float chosen_keys,
+                               int64_t means);
 /* The last row that is not among the recent ones of a query, plus one: clusters end there. */
 int64_t kna__knn_recent(const kna__problem *problem, int64_t query);
 /* Whether all heads of a query see all of rows first .. first + count - 1, with nothing added to their logits. */
@@ -138,9 +131,6 @@ int32_t kna__knn_stale(const knn_call *call, const knn_list *list, int64_t kv_he
 
 int kna__attend_knn_decode(knn_call *call);
 int kna__attend_knn_prefill(knn_call *call);
-
-/* knn_audit.c - compares the rows drawn with exact attention. */
-int kna__knn_audit(knn_call *call);
 
 /* knn.c - the method. The index is brought up to date with what the queries see, and learns from the queries. */
 int kna__attend_knn(const kna__problem *problem, kna_index *index, kna_report *report);

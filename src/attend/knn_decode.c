@@ -420,16 +420,14 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
         kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r], part_values(job, set, part) + r * p->dv, p->dv);
     }
     int64_t head = set->kv_head * p->g + r;
-    knn_stats *stats = &job->call->stats[set->query * p->h + head];
-    kna__knn_count(job->call, &set->plan, head, set->query, stats);
+    kna__row_stats *stats = kna__knn_count(job->call, &set->plan, head, set->query, (float)set->keys,
+                                           set->groups.list.size + set->clusters.list.size);
     if (set->plan.clusters.size) {
         double total = state.sum + kna__sink_weight(p, head, state.max);
         double tail = tail_of(&set->clusters, r, state.max) + tail_of(&set->groups, r, state.max);
         stats->tail_mass = total > 0 ? (float)(tail / total) : 0;
         stats->error_est = set->error;
-        stats->clusters = (float)(set->groups.list.size + set->clusters.list.size);
     }
-    stats->keys_full += (float)set->keys;
     stats->stale = r == 0 ? set->stale : 0;
     kna__state_write(p, head, set->query, state, values);
 }

@@ -184,9 +184,19 @@ void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t 
     }
 }
 
-void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats)
+/* Keys and values, and the means of clusters with what is kept beside them; in bytes of one key and its value. */
+static double bytes_read(const kna__problem *p, double keys, double means)
+{
+    double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
+    double mean = (double)(p->d + p->dv) * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t);
+    return (keys * (key + value) + means * mean) / (key + value);
+}
+
+kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, float chosen_keys,
+                               int64_t means)
 {
     const kna__problem *p = call->problem;
+    kna__row_stats *stats = &call->stats[query * p->h + head];
     int64_t lo, hi, full = 0, clustered = plan->clusters.size * KNA_MEMBERS;
     kna__visible(p, query, &lo, &hi);
     for (int64_t i = 0; i < plan->range_count; i++) {
@@ -199,6 +209,9 @@ void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, in
     }
     memset(stats, 0, sizeof *stats);
     stats->keys_seen = (float)(full + clustered);
-    stats->keys_full = (float)full;
+    stats->keys_full = (float)full + chosen_keys;
+    stats->read = bytes_read(p, (double)stats->keys_full, (double)means);
+    stats->exact = plan->clusters.size == 0;
     stats->error_est = stats->audit_error = -1;
+    return stats;
 }

@@ -337,15 +337,13 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        knn_stats *stats = &call->stats[query * p->h + head];
+        int64_t means = room->clusters.list.size + (room->is_deep ? room->groups.list.size : 0);
+        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, (float)keys + room->own_keys[r], means);
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
-        kna__knn_count(call, &room->plan, head, query, stats);
-        stats->keys_full += (float)keys + room->own_keys[r];
         if (!room->plan.clusters.size) {
             continue;
         }
         stats->tail_mass = total > 0 ? (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total) : 0;
-        stats->clusters = (float)(room->clusters.list.size + (room->is_deep ? room->groups.list.size : 0));
         stats->error_est = room->errors[r];
     }
 }

@@ -108,6 +108,22 @@ bool kna__mask_is_zero(const kna__problem *p, int64_t head, int64_t query, int64
     return true;
 }
 
+int64_t kna__mask_next(const kna__problem *p, int64_t head, int64_t query, int64_t key, int64_t end, bool allowed)
+{
+    const char *row = p->mask.data ? mask_row(p, head, query) : NULL;
+    if (!row) {
+        return allowed && key < end ? key : end;
+    }
+    for (; key < end; key++) {
+        bool forbidden = p->mask.type == KNA_F32 ? ((const float *)(const void *)row)[key] == -INFINITY
+                                                 : ((const uint16_t *)(const void *)row)[key] == 0xfc00;
+        if (forbidden != allowed) {
+            return key;
+        }
+    }
+    return end;
+}
+
 int64_t kna__mask_allows(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)
 {
     if (!p->mask.data) {

@@ -6,8 +6,6 @@
 
 #include <math.h>
 
-enum { EXACT_KEYS = 512 };
-
 /* -inf for what is not seen within the blocks first_block .. end_block - 1. */
 static void cut_edges(nearest_row *row)
 {
@@ -38,42 +36,6 @@ static void see(nearest_row *row)
     for (int64_t j = row->lo; j < row->hi; j++) {
         row->seen += row->s[j] > -INFINITY;
     }
-}
-
-/* The next keys the row sees, from `first` on: returns how many, at most EXACT_KEYS, and moves *first to them. */
-static int64_t next_seen(const nearest_row *row, int64_t *first)
-{
-    while (*first < row->hi && !(row->s[*first] > -INFINITY)) {
-        ++*first;
-    }
-    int64_t end = *first;
-    while (end < row->hi && end - *first < EXACT_KEYS && row->s[end] > -INFINITY) {
-        end++;
-    }
-    return end - *first;
-}
-
-/* Exact state over all keys the row sees; no other key is touched: it may be garbage. All approximate logits are in place. */
-static kna__state exact_state(const nearest_row *row, float *values)
-{
-    const kna__problem *p = row->job->problem;
-    float s[EXACT_KEYS], part[KNA_MAX_DIM];
-    kna__state state = { -INFINITY, 0 };
-    memset(values, 0, (size_t)p->dv * sizeof *values);
-    for (int64_t first = row->lo, count; (count = next_seen(row, &first)) > 0; first += count) {
-        p->kernels->dot[p->k.type](s, EXACT_KEYS, row->q, (size_t)p->d, 1, kna__span_at(&p->k, row->kv_head, first), (size_t)count,
-                                   (size_t)p->d);
-        kna__logits_finish(p, row->head, row->query, first, s, count);
-        kna__state chunk = kna__soften(p->kernels, s, count);
-        if (chunk.max == -INFINITY) {
-            continue;
-        }
-        memset(part, 0, (size_t)p->dv * sizeof *part);
-        p->kernels->mix[p->v.type](part, (size_t)p->dv, s, EXACT_KEYS, 1, kna__span_at(&p->v, row->kv_head, first), (size_t)count,
-                                   (size_t)p->dv);
-        kna__state_join(p->kernels, &state, values, chunk, part, p->dv);
-    }
-    return state;
 }
 
 /*
@@ -142,49 +104,29 @@ static void find_nearest(nearest_row *row, int64_t k)
     row->listed = k;
 }
 
-/* Bytes read over bytes exact attention reads: keys scored, values mixed, the scan. */
-static double bytes_share(const nearest_row *row, int64_t keys, int64_t values)
+/* Bytes read: keys scored, values mixed, the scan; in those of one key and its value. */
+static double bytes_read(const nearest_row *row, int64_t keys, int64_t values)
 {
     const nearest_job *job = row->job;
     const kna__problem *p = job->problem;
     double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
     double scan = (double)((row->end_block - row->first_block) * KNA_BLOCK) * (double)(job->index->d4 * 4 + sizeof(float));
-    return row->seen ? ((double)keys * key + (double)values * value + scan) / ((double)row->seen * (key + value)) : 0;
+    return row->seen ? ((double)keys * key + (double)values * value + scan) / (key + value) : 0;
 }
 
-static bool is_audited(const nearest_row *row)
-{
-    return kna__is_audited(row->job->problem, row->head, row->query);
-}
-
-static void audit_row(nearest_row *row, nearest_stats *stats)
-{
-    const kna__problem *p = row->job->problem;
-    kna__state state = exact_state(row, row->room.audit);
-    const float *out = kna__out_at(p, row->head, row->query);
-    double sink = kna__sink_weight(p, row->head, state.max);
-    double difference = 0, norm = 0;
-    for (int64_t c = 0; c < p->dv; c++) {
-        double truth = (double)row->room.audit[c] / (state.sum + sink), off = (double)out[c] - truth;
-        difference += off * off;
-        norm += truth * truth;
-    }
-    stats->audit_error = (float)(norm > 0 ? sqrt(difference / norm) : sqrt(difference));
-}
-
-static void attend_exact(nearest_row *row, nearest_stats *stats)
+static void attend_exact(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     stats->exact = true;
     stats->keys_full = (float)row->seen;
-    stats->bytes_share = (float)bytes_share(row, row->seen, row->seen);
-    stats->audit_error = is_audited(row) ? 0 : -1;
-    kna__state state = exact_state(row, row->room.values);
+    stats->read = bytes_read(row, row->seen, row->seen);
+    stats->audit_error = kna__is_audited(p, row->head, row->query) ? 0 : -1;
+    kna__state state = kna__exact_row(p, row->job->index, row->head, row->query, row->q, row->room.values);
     kna__state_write(p, row->head, row->query, state, row->room.values);
 }
 
 /* The tail is dropped; its mass is known from the scan all the same. */
-static void attend_topk(nearest_row *row, nearest_stats *stats)
+static void attend_topk(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
@@ -206,7 +148,7 @@ static void attend_topk(nearest_row *row, nearest_stats *stats)
     kna__state_write(p, row->head, row->query, state, room->values);
 }
 
-void kna__nearest_attend(nearest_row *row, nearest_stats *stats)
+void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     memset(stats, 0, sizeof *stats);
@@ -219,8 +161,5 @@ void kna__nearest_attend(nearest_row *row, nearest_stats *stats)
     }
     attend_topk(row, stats);
     stats->keys_full = (float)row->listed;
-    stats->bytes_share = (float)bytes_share(row, row->scored, row->listed);
-    if (is_audited(row)) {
-        audit_row(row, stats);
-    }
+    stats->read = bytes_read(row, row->scored, row->listed);
 }

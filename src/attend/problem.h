@@ -74,6 +74,8 @@ void kna__logits_finish_at(const kna__problem *problem, int64_t head, int64_t qu
 bool kna__mask_forbids(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
 /* Whether it adds nothing to them. */
 bool kna__mask_is_zero(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
+/* The first of keys key .. end - 1 that it allows, or that it forbids; `end`: there is none. */
+int64_t kna__mask_next(const kna__problem *problem, int64_t head, int64_t query, int64_t key, int64_t end, bool allowed);
 /* How many of keys lo .. hi-1 it allows. */
 int64_t kna__mask_allows(const kna__problem *problem, int64_t head, int64_t query, int64_t lo, int64_t hi);
 /* Queries of one head, rows q_first .. +count (numbered as above), as f32 times the scale: out (count, d). */

@@ -3,7 +3,8 @@
  * each piece, or four of them together (a segment), divided into clusters of about 16 keys whose logits and values are alike.
  *
  * A unit is a piece alone or a whole segment. Clusters are numbered by slot: 16 slots per piece, so that slot / 16 is a piece of
- * the unit; a unit may leave slots empty (count 0). The first 16 rows of all belong to no cluster: keys there take so much of
+ * the unit; a unit may leave slots empty (count 0). Eight neighbouring clusters, which lie near each other, are also a group, with
+ * means of its own. The first 16 rows of all belong to no cluster: keys there take so much of
  * the softmax (attention sinks) that no mean may hold them.
  *
  * Invariant: a piece that is not open describes its rows as they were when it was formed, but for clusters marked `always`,
@@ -18,6 +19,8 @@ enum {
     KNA_PIECE = 256,
     KNA_SLOTS = 16, /* clusters per piece */
     KNA_MEMBERS = KNA_PIECE / KNA_SLOTS, /* keys per cluster, in the mean */
+    KNA_GROUP_SLOTS = 8,                 /* neighbouring clusters in a group */
+    KNA_PIECE_GROUPS = KNA_SLOTS / KNA_GROUP_SLOTS,
     KNA_SEGMENT_PIECES = 4,
     KNA_SEGMENT = KNA_PIECE * KNA_SEGMENT_PIECES,
     KNA_FIRST_ROWS = 16 /* never in a cluster */
@@ -25,14 +28,23 @@ enum {
 
 enum { KNA_PIECE_OPEN, KNA_PIECE_ALONE, KNA_PIECE_MERGED };
 
-typedef struct kna__clusters {
-    int64_t capacity; /* pieces */
+/* Clusters, and groups of KNA_GROUP_SLOTS of them side by side: what stands for their members. A group's number is slot / 8. */
+enum { KNA_CLUSTERS, KNA_GROUPS, KNA_LEVELS };
+
+typedef struct kna__level {
     uint16_t *key;    /* (heads, slots, d) f16: mean key */
     uint16_t *value;  /* (heads, slots, dv) f16: mean value */
     float *spread;    /* (heads, slots): variance of the members' logits, over |q|^2 */
     float *deviation; /* (heads, slots): root mean square of |value - mean value| */
-    float *norm;      /* (heads, slots): |mean key| */
     uint16_t *count;  /* (heads, slots): members */
+} kna__level;
+
+typedef struct kna__clusters {
+    char *block;      /* all that follow */
+    size_t bytes;     /* of it */
+    int64_t capacity; /* pieces */
+    kna__level level[KNA_LEVELS];
+    float *norm;      /* (heads, slots): |mean key| */
     uint16_t *first;  /* (heads, slots): where they start in `member`, from the unit's first row on */
     uint16_t *member; /* (heads, rows): a member's row, counted from the unit's first row */
     uint8_t *always;  /* (heads, slots) */
@@ -40,9 +52,25 @@ typedef struct kna__clusters {
     uint8_t *touched; /* (pieces): rows written since it was formed */
 } kna__clusters;
 
+static inline int64_t kna__level_at(const kna__clusters *c, int level, int64_t head, int64_t slot)
+{
+    return head * c->capacity * (level == KNA_GROUPS ? KNA_PIECE_GROUPS : KNA_SLOTS) + slot;
+}
+
 static inline int64_t kna__cluster_slot(const kna__clusters *c, int64_t head, int64_t slot)
 {
-    return head * c->capacity * KNA_SLOTS + slot;
+    return kna__level_at(c, KNA_CLUSTERS, head, slot);
+}
+
+/* Whether a cluster, or one of a group's, is read in full always; `at` as above. */
+static inline bool kna__level_always(const kna__clusters *c, int level, int64_t at)
+{
+    uint64_t group;
+    if (level == KNA_CLUSTERS) {
+        return c->always[at];
+    }
+    memcpy(&group, c->always + at * KNA_GROUP_SLOTS, sizeof group);
+    return group != 0;
 }
 
 /* First row of the unit that holds a piece, and its rows. */
@@ -78,6 +106,7 @@ int kna__metric_reserve(kna_context *context, kna_index *index);
 void kna__metric_release(kna_index *index);
 /* Add rows of one head's queries, (rows,d) at ldq floats; heads may be added by different threads. */
 void kna__metric_add(kna_index *index, const kna__kernels *kernels, int64_t head, const float *q, int64_t rows, int64_t ldq);
+/* Whether it waits for a first query; never beyond KNA_METRIC_DIM columns, where it learns nothing. */
 bool kna__metric_is_empty(const kna_index *index);
 /*
  * The factor L, (d,d) lower triangle of S = L L', so that |(k - k') L|^2 is what the logits of k and k' differ by, squared, in
@@ -112,5 +141,12 @@ typedef struct kna__unit {
 } kna__unit;
 int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,
                        int64_t count);
+/*
+ * All units that end at or before row `limit`, a whole segment `late` rows later, a piece a quarter of that: those of which every
+ * row is present and `sees` says yes (NULL: to all). Four pieces become a segment where they can.
+ */
+typedef bool (*kna__sees)(const void *argument, int64_t first, int64_t count);
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument);
 
 #endif

@@ -114,7 +114,7 @@ static void list_members(kna_index *index, int64_t head, int64_t unit, int64_t s
     kna__clusters *c = &index->clusters;
     uint16_t *member = c->member + head * c->capacity * KNA_PIECE + unit;
     int64_t base = kna__cluster_slot(c, head, unit / KNA_PIECE * KNA_SLOTS);
-    uint16_t *count = c->count + base, *first = c->first + base;
+    uint16_t *count = c->level[KNA_CLUSTERS].count + base, *first = c->first + base;
     memset(count, 0, (size_t)slots * sizeof *count);
     for (int64_t i = 0; i < n; i++) {
         count[assigned[i]]++;
@@ -130,28 +130,49 @@ static void list_members(kna_index *index, int64_t head, int64_t unit, int64_t s
     }
 }
 
-/* What is kept of one cluster. `by_key` and `by_value` undo the scaling of x. */
-static void summarise(const form_job *job, form_room *room, int64_t head, int64_t unit, int64_t slot, int64_t origin, double by_key,
-                      double by_value)
+/* The scaling of x, undone: a square of its key or value columns times this is one of the logits' or the values'. */
+typedef struct scaling {
+    double key, value;
+} scaling;
+
+/* What is kept of the clusters or groups of a level: means, and how far members stray from them. */
+static void summarise(const form_job *job, form_room *room, const kna__level *level, int64_t at, const group *g, scaling by)
 {
-    kna_index *index = job->index;
-    kna__clusters *c = &index->clusters;
-    int64_t at = kna__cluster_slot(c, head, slot), dim = index->d + index->dv;
-    group g = { c->member + head * c->capacity * KNA_PIECE + unit + c->first[at], c->count[at], origin };
-    c->always[at] = 0;
-    c->spread[at] = c->deviation[at] = c->norm[at] = 0;
-    memset(c->key + at * index->d, 0, (size_t)index->d * sizeof(uint16_t));
-    memset(c->value + at * index->dv, 0, (size_t)index->dv * sizeof(uint16_t));
-    if (!g.n) {
+    const int64_t d = job->index->d, dv = job->index->dv;
+    level->count[at] = (uint16_t)g->n;
+    level->spread[at] = level->deviation[at] = 0;
+    memset(level->key + at * d, 0, (size_t)d * sizeof(uint16_t));
+    memset(level->value + at * dv, 0, (size_t)dv * sizeof(uint16_t));
+    memset(room->mean, 0, (size_t)(d + dv) * sizeof *room->mean);
+    if (!g->n) {
         return;
     }
-    c->spread[at] = (float)(variance(job, room->mean, &g, room->x, dim, 0, index->d) * by_key);
-    c->deviation[at] = (float)sqrt(variance(job, room->mean, &g, room->x, dim, index->d, index->dv) * by_value);
-    mean_row(job, room->mean, &g, room->v, index->dv);
-    to_f16(c->value + at * index->dv, room->mean, index->dv);
-    mean_row(job, room->mean, &g, room->k, index->d);
-    to_f16(c->key + at * index->d, room->mean, index->d);
-    c->norm[at] = sqrtf(kna__square(job->kernels, room->mean, index->d));
+    level->spread[at] = (float)(variance(job, room->mean, g, room->x, d + dv, 0, d) * by.key);
+    level->deviation[at] = (float)sqrt(variance(job, room->mean, g, room->x, d + dv, d, dv) * by.value);
+    mean_row(job, room->mean, g, room->v, dv);
+    to_f16(level->value + at * dv, room->mean, dv);
+    mean_row(job, room->mean, g, room->k, d);
+    to_f16(level->key + at * d, room->mean, d);
+}
+
+/* A unit's clusters and groups; members of a group lie side by side, as its clusters do. */
+static void summarise_unit(const form_job *job, form_room *room, int64_t head, int64_t unit, int64_t slots, int64_t origin,
+                           scaling by)
+{
+    kna__clusters *c = &job->index->clusters;
+    const uint16_t *member = c->member + head * c->capacity * KNA_PIECE + unit;
+    int64_t at = kna__cluster_slot(c, head, unit / KNA_PIECE * KNA_SLOTS);
+    for (int64_t s = at; s < at + slots; s++) {
+        group g = { member + c->first[s], c->level[KNA_CLUSTERS].count[s], origin };
+        summarise(job, room, &c->level[KNA_CLUSTERS], s, &g, by);
+        c->norm[s] = sqrtf(kna__square(job->kernels, room->mean, job->index->d));
+        c->always[s] = 0;
+    }
+    for (int64_t s = at; s < at + slots; s += KNA_GROUP_SLOTS) {
+        int64_t last = s + KNA_GROUP_SLOTS - 1, end = c->first[last] + c->level[KNA_CLUSTERS].count[last];
+        group g = { member + c->first[s], end - c->first[s], origin };
+        summarise(job, room, &c->level[KNA_GROUPS], s / KNA_GROUP_SLOTS, &g, by);
+    }
 }
 
 static void form_task(void *argument, int64_t task, int worker)
@@ -177,11 +198,9 @@ static void form_task(void *argument, int64_t task, int worker)
     kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_MEMBERS, &room.kmeans);
 
     list_members(index, head, unit, slots, origin, room.assigned, n);
-    double by_key = key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0;
-    double by_value = value_factor > 0 ? 1 / ((double)value_factor * (double)value_factor) : 0;
-    for (int64_t s = 0; s < slots; s++) {
-        summarise(job, &room, head, unit, unit / KNA_PIECE * KNA_SLOTS + s, origin, by_key, by_value);
-    }
+    scaling by = { key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0,
+                   value_factor > 0 ? 1 / ((double)value_factor * (double)value_factor) : 0 };
+    summarise_unit(job, &room, head, unit, slots, origin, by);
 }
 
 /* Members are read and added up as when the cluster was formed. */
@@ -210,8 +229,8 @@ bool kna__cluster_is_stale(const kna__kernels *kernels, const kna_index *index, 
     }
     int64_t at = kna__cluster_slot(c, head, slot), n = kna__cluster_rows(c, head, slot, ids);
     return n > 0 && !c->always[at] &&
-           (mean_is_stale(kernels, c->key + at * index->d, k, head, ids, n) ||
-            mean_is_stale(kernels, c->value + at * index->dv, v, head, ids, n));
+           (mean_is_stale(kernels, c->level[KNA_CLUSTERS].key + at * index->d, k, head, ids, n) ||
+            mean_is_stale(kernels, c->level[KNA_CLUSTERS].value + at * index->dv, v, head, ids, n));
 }
 
 int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,
@@ -234,4 +253,66 @@ int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k
         memset(index->clusters.touched + units[i].piece, 0, (size_t)pieces);
     }
     return KNA_OK;
+}
+
+/* ---- which units */
+
+enum { UNITS_AT_ONCE = 64 };
+
+typedef struct forming {
+    const kna_index *index;
+    int64_t limit;
+    kna__sees sees;
+    const void *argument;
+} forming;
+
+static bool can_form(const forming *f, int64_t piece, int64_t rows, int64_t late)
+{
+    int64_t row = piece * KNA_PIECE, first = row ? row : KNA_FIRST_ROWS, end = row + rows;
+    return end + late <= f->limit && kna__index_has_all(f->index, first, end) &&
+           (!f->sees || f->sees(f->argument, first, end - first));
+}
+
+static bool is_whole(const kna__clusters *c, int64_t piece)
+{
+    return piece % KNA_SEGMENT_PIECES == 0 && c->state[piece] == KNA_PIECE_MERGED;
+}
+
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument)
+{
+    const forming f = { index, limit, sees, argument };
+    const kna__clusters *c = &index->clusters;
+    kna__unit units[UNITS_AT_ONCE];
+    int64_t count = 0;
+    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= limit;) {
+        bool whole = is_whole(c, piece);
+        if (!whole && piece % KNA_SEGMENT_PIECES == 0 && can_form(&f, piece, KNA_SEGMENT, late)) {
+            units[count++] = (kna__unit){ piece, true };
+            whole = true;
+        } else if (c->state[piece] == KNA_PIECE_OPEN && can_form(&f, piece, KNA_PIECE, late / KNA_SEGMENT_PIECES)) {
+            units[count++] = (kna__unit){ piece, false };
+        }
+        piece += whole ? KNA_SEGMENT_PIECES : 1;
+        if (count == UNITS_AT_ONCE) {
+            KNA_TRY(kna__clusters_form(context, index, k, v, units, count));
+            count = 0;
+        }
+    }
+    return kna__clusters_form(context, index, k, v, units, count);
+}
+
+int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t rows)
+{
+    context->message[0] = 0;
+    KNA_TRY(kna__index_check(context, index, k, v));
+    if (rows < 0 || rows > index->rows || rows > k->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %lld rows to form, %lld covered, %lld given", (long long)rows,
+                        (long long)index->rows, (long long)k->rows);
+    }
+    if (index->method != KNA_KNN || kna__metric_is_empty(index)) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__clusters_reserve(context, index, rows));
+    return kna__clusters_form_ready(context, index, k, v, rows, 0, NULL, NULL);
 }

@@ -72,6 +72,9 @@ static inline bool kna__index_has_all(const kna_index *index, int64_t first, int
 /* Runs of rows not present among the first n. */
 int64_t kna__index_gaps(const kna_index *index, int64_t n);
 
+/* encode.c - whether keys and values are such as the index describes; a message says what is wrong. */
+int kna__index_check(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v);
+
 /* Room for `rows` rows. */
 int kna__index_reserve(kna_context *context, kna_index *index, int64_t rows);
 
