@@ -17,7 +17,7 @@
 enum {
     TILE_MOST = 192,
     TILE_LEAST = 24,
-    PROBES = 8,
+    PROBES = 16,
     MASSES_BYTES = 5 << 18 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
@@ -337,7 +337,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        int64_t means = room->clusters.list.size + (room->is_deep ? room->groups.list.size : 0);
+        int64_t means = room->clusters.list.size + room->groups.list.size;
         kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, (float)keys + room->own_keys[r], means);
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
         if (!room->plan.clusters.size) {
@@ -384,6 +384,8 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     int64_t probes = count_probes(p, &room.plan, query);
     kna__tile_begin(&room.tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
     room.choosers = has_order(p) ? (probes + 1) * p->g : rows;
+    kna__knn_list_clear(&room.groups.list);
+    kna__knn_list_clear(&room.clusters.list);
     measure_rows(&room);
     read_ranges(&room);
     if (room.plan.clusters.size) {
