@@ -86,7 +86,7 @@ static inline void kna__knn_forget(float *z, const int32_t *dead, int64_t count)
 /* z: mean logits of the plan's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
 double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square);
 /* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of it all. */
-double kna__knn_sum(const float *z, int64_t slots);
+double kna__knn_sum(const kna__kernels *kernels, const float *z, int64_t slots);
 /*
  * The clusters that `rows` rows together read in full, by choice->share; mean_square is the mean of their |q|^2. As many as the
  * options ask for, more where the estimated error demands it, and all that must be read. Fills in choice->stray.

@@ -197,7 +197,7 @@ static void leave_chosen(const decode_job *job, decode_set *set)
         for (int64_t i = 0; i < set->choice.count; i++) {
             z[set->choice.chosen[i]] = 0;
         }
-        set->tail[r] = kna__knn_sum(z, set->plan.slots);
+        set->tail[r] = kna__knn_sum(job->call->problem->kernels, z, set->plan.slots);
     }
 }
 

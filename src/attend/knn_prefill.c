@@ -272,7 +272,7 @@ static void prefill_tile(void *argument, int64_t task, int worker)
             if (room.owned > 0) {
                 choose_own(job, &room, r);
             }
-            room.tail[r] = kna__knn_sum(room.z + r * room.plan.slots, room.plan.slots);
+            room.tail[r] = kna__knn_sum(p->kernels, room.z + r * room.plan.slots, room.plan.slots);
             room.tile.state[r].sum += room.tail[r];
         }
         mix_means(call, &room);
