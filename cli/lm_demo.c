@@ -7,6 +7,8 @@
  */
 #include "lm_demo.h"
 
+#include "page.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -204,24 +206,15 @@ static void describe(demo_result *result, const request *r, const lm_desk *desk,
     }
 }
 
-static int write_page(const demo_result *result, const char *path)
+static int put_page(const void *result, FILE *page)
 {
-    FILE *page = cli_output_open(path);
-    if (!page || demo_html(result, page) != CLI_OK) {
-        return CLI_FAILED;
-    }
-    int code = cli_output_commit();
-    if (code == CLI_OK) {
-        fflush(stdout);
-        fprintf(stderr, "kna: wrote %s\n", path);
-    }
-    return code;
+    return demo_html(result, page);
 }
 
 static int show(const demo_result *result, const request *r)
 {
     int code = r->json ? demo_json(result) : demo_print(result);
-    return code == CLI_OK && r->html ? write_page(result, r->html) : code;
+    return code == CLI_OK && r->html ? page_write(r->html, put_page, result) : code;
 }
 
 static int work(const request *r, const lm_desk *desk, const document *d)

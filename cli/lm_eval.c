@@ -6,6 +6,8 @@
  */
 #include "lm_eval.h"
 
+#include "page.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -290,18 +292,9 @@ static int open_sessions(lm_desk *desk, eval_result *result, const request *r, c
 
 /* ------------------------------------------------------------------ answer */
 
-static int write_page(const eval_result *result, const char *path)
+static int put_page(const void *result, FILE *page)
 {
-    FILE *page = cli_output_open(path);
-    if (!page || eval_html(result, page) != CLI_OK) {
-        return CLI_FAILED;
-    }
-    int code = cli_output_commit();
-    if (code == CLI_OK) {
-        fflush(stdout);
-        fprintf(stderr, "kna: wrote %s\n", path);
-    }
-    return code;
+    return eval_html(result, page);
 }
 
 static int work(const request *r, eval_result *result, lm_desk *desk, eval_plan *plan)
@@ -319,7 +312,7 @@ static int work(const request *r, eval_result *result, lm_desk *desk, eval_plan 
     if (code == CLI_OK) {
         code = r->json ? eval_json(result) : eval_print(result);
     }
-    return code == CLI_OK && r->html ? write_page(result, r->html) : code;
+    return code == CLI_OK && r->html ? page_write(r->html, put_page, result) : code;
 }
 
 int kna_cmd_eval(int argc, char **argv)

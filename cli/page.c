@@ -1,10 +1,11 @@
 /*
- * page.c - head, style and end that all pages share.
+ * page.c - head, style and end that all pages share, and their way into a file.
  *
  * Invariant: colours are variables with a value for light and one for dark, so that no element needs to know which it is.
  */
 #include "page.h"
 
+#include "cli.h"
 #include "kna.h"
 
 /* Longer than what compilers of C11 must take as one string, hence in parts. */
@@ -46,6 +47,20 @@ void page_open(FILE *page, const char *title, const char *const *style)
 void page_close(FILE *page, const char *command)
 {
     fprintf(page, "<p class=\"soft\">knnattn %s, %s</p>\n</main>\n</body>\n</html>\n", KNA_VERSION_STRING, command);
+}
+
+int page_write(const char *path, int (*put)(const void *result, FILE *page), const void *result)
+{
+    FILE *page = cli_output_open(path);
+    if (!page || put(result, page) != CLI_OK) {
+        return CLI_FAILED;
+    }
+    int code = cli_output_commit();
+    if (code == CLI_OK) {
+        fflush(stdout);
+        fprintf(stderr, "kna: wrote %s\n", path);
+    }
+    return code;
 }
 
 void page_text(FILE *page, const char *text)

@@ -16,4 +16,7 @@ void page_close(FILE *page, const char *command);
 /* page_text() - text that is not ours, valid UTF-8, so that none of it is taken for markup. */
 void page_text(FILE *page, const char *text);
 
+/* page_write() - the page that put(result, page) prints, in the file `path`, whole or not at all; a code of the command line. */
+int page_write(const char *path, int (*put)(const void *result, FILE *page), const void *result);
+
 #endif /* KNA_CLI_PAGE_H */

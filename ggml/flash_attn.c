@@ -100,25 +100,12 @@ struct operands {
     kna_out_rows out;
 };
 
-static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream)
-{
-    return (kna_rows){
-        .data = (const char *)tensor->data + (size_t)stream * tensor->nb[3],
-        .type = knnattn_type_of(tensor->type),
-        .heads = tensor->ne[2],
-        .rows = tensor->ne[1],
-        .dim = tensor->ne[0],
-        .head_stride_bytes = tensor->ne[2] > 1 ? (int64_t)tensor->nb[2] : 0,
-        .row_stride_bytes = tensor->ne[1] > 1 ? (int64_t)tensor->nb[1] : 0,
-    };
-}
-
 static struct operands operands_of(const struct ggml_tensor *op, int64_t stream)
 {
     return (struct operands){
-        .q = rows_of(op->src[0], stream),
-        .k = rows_of(op->src[1], stream),
-        .v = rows_of(op->src[2], stream),
+        .q = knnattn_rows_of(op->src[0], stream),
+        .k = knnattn_rows_of(op->src[1], stream),
+        .v = knnattn_rows_of(op->src[2], stream),
         .out = { .data = (float *)(void *)((char *)op->data + (size_t)stream * op->nb[3]),
                  .head_stride_bytes = (int64_t)op->nb[1],
                  .row_stride_bytes = (int64_t)op->nb[2] },

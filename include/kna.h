@@ -394,7 +394,7 @@ KNA_API KNA_CHECKED int kna_index_update(kna_context *context, kna_index *index,
  * kna_index_form() - KNA_KNN: form clusters of all whole pieces among the first `rows` rows now, not when they are needed.
  *
  * In:      k, v as for kna_index_update(); rows must have been updated. Before any query was seen nothing is done: clusters are
- *          formed in the metric of the queries.
+ *          formed in the metric of the queries (for d > 256 there is none, and nothing to wait for).
  * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before; queries read open rows in full).
  * Threads: parallel over pieces and heads; not during a kna_attend() with this index.
  * Cost:    about 1 us per row and KV head at d = dv = 64.

@@ -219,7 +219,7 @@ static void still_serves(random_case *c, kna_context *context)
 }
 
 /* Append STEP rows of the cache `all` with allocation 1 failing, then 2, and so on until none does; returns how many failed. */
-enum { STEP = 450, ALL_ROWS = 5 * STEP };
+enum { STEP = 450, ALL_ROWS = 10 * STEP };
 
 static size_t append(random_case *c, const random_case *all, kna_context *context, ledger *l, kna_index *index)
 {

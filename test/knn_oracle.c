@@ -477,6 +477,18 @@ bool knn_case_holds(random_case *c, kna_context *context, const bool *absent, in
 
 /* ---- inputs and errors */
 
+double knn_row_error(const random_case *c, const expected *e, int64_t row)
+{
+    const float *out = case_out_row(c, row / c->shape.m, row % c->shape.m);
+    double off = 0, norm = 0;
+    for (int64_t i = 0; i < e->dv; i++) {
+        double truth = e->out[row * e->dv + i];
+        off += ((double)out[i] - truth) * ((double)out[i] - truth);
+        norm += truth * truth;
+    }
+    return norm > 0 ? sqrt(off / norm) : sqrt(off);
+}
+
 knn_errors knn_errors_of(random_case *c, const bool *absent)
 {
     oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
@@ -484,14 +496,7 @@ knn_errors knn_errors_of(random_case *c, const bool *absent)
     expected *e = expected_exact(o, 1e-5);
     knn_errors errors = { 0, 0 };
     for (int64_t row = 0; row < e->rows; row++) {
-        const float *out = case_out_row(c, row / c->shape.m, row % c->shape.m);
-        double off = 0, norm = 0;
-        for (int64_t i = 0; i < e->dv; i++) {
-            double truth = e->out[row * e->dv + i];
-            off += ((double)out[i] - truth) * ((double)out[i] - truth);
-            norm += truth * truth;
-        }
-        double error = norm > 0 ? sqrt(off / norm) : sqrt(off);
+        double error = knn_row_error(c, e, row);
         errors.most = error <= errors.most ? errors.most : error; /* NaN is the most */
         errors.mean += error / (double)e->rows;
     }

@@ -45,7 +45,8 @@ bool knn_case_holds(random_case *c, kna_context *context, const bool *absent, in
 /* An index for the case with all of its rows. */
 kna_index *knn_index_of(const random_case *c, kna_context *context);
 
-/* Results of a row against exact attention: ||out - exact|| / ||exact||, the largest and the mean over the rows. */
+/* The result of a row against exact attention, ||out - exact|| / ||exact||; the largest and the mean over the rows. */
+double knn_row_error(const random_case *c, const expected *e, int64_t row);
 typedef struct knn_errors {
     double most, mean;
 } knn_errors;

@@ -357,16 +357,7 @@ static double *true_errors(const random_case *c, const oracle *o)
 {
     expected *e = expected_exact(o, TOLERANCE);
     double *errors = malloc((size_t)e->rows * sizeof *errors);
-    for (int64_t row = 0; row < e->rows; row++) {
-        const float *out = case_out_row(c, row / c->shape.m, row % c->shape.m);
-        double off = 0, norm = 0;
-        for (int64_t i = 0; i < e->dv; i++) {
-            double truth = e->out[row * e->dv + i];
-            off += ((double)out[i] - truth) * ((double)out[i] - truth);
-            norm += truth * truth;
-        }
-        errors[row] = norm > 0 ? sqrt(off / norm) : sqrt(off);
-    }
+    for (int64_t row = 0; row < e->rows; row++) errors[row] = knn_row_error(c, e, row);
     expected_free(e);
     return errors;
 }

@@ -44,7 +44,7 @@ static int64_t cluster_of(int64_t head, int64_t row)
     const kna__clusters *clusters = &index_->clusters;
     int64_t unit = kna__unit_row(clusters, row / KNA_PIECE), rows = kna__unit_rows(clusters, row / KNA_PIECE);
     int32_t ids[KNA_SEGMENT];
-    for (int64_t s = unit / KNA_SLOTS; s < (unit + rows) / KNA_SLOTS; s++) {
+    for (int64_t s = unit / KNA_MEMBERS; s < (unit + rows) / KNA_MEMBERS; s++) {
         int64_t n = kna__cluster_rows(clusters, head, s, ids);
         for (int64_t i = 0; i < n; i++) {
             if (ids[i] == row) return s;
@@ -56,7 +56,7 @@ static int64_t cluster_of(int64_t head, int64_t row)
 static int64_t marked(int64_t head)
 {
     int64_t count = 0;
-    for (int64_t s = 0; s < N / KNA_SLOTS; s++) count += index_->clusters.always[kna__cluster_slot(&index_->clusters, head, s)];
+    for (int64_t s = 0; s < N / KNA_MEMBERS; s++) count += index_->clusters.always[kna__cluster_slot(&index_->clusters, head, s)];
     return count;
 }
 
@@ -70,10 +70,10 @@ static void partition(void)
         form(i % 2);
         EXPECT(knn_index_holds(index_, &c.k, &c.v));
         int64_t nonempty = 0;
-        for (int64_t s = 0; s < N / KNA_SLOTS; s++) {
+        for (int64_t s = 0; s < N / KNA_MEMBERS; s++) {
             nonempty += index_->clusters.count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
         }
-        EXPECT_THAT(nonempty > N / KNA_SLOTS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
+        EXPECT_THAT(nonempty > N / KNA_MEMBERS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
         EXPECT_INT(cluster_of(0, KNA_FIRST_ROWS - 1), -1);
         done();
     }
@@ -114,7 +114,7 @@ static double spread_of(const double *s, int64_t d, int64_t head, const int32_t 
 static void expect_spreads(const double *s, int64_t d, int64_t head)
 {
     int32_t ids[KNA_SEGMENT];
-    for (int64_t slot = 0; slot < N / KNA_SLOTS; slot++) {
+    for (int64_t slot = 0; slot < N / KNA_MEMBERS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, head, slot, ids);
         double got = (double)index_->clusters.spread[kna__cluster_slot(&index_->clusters, head, slot)];
         double want = n ? spread_of(s, d, head, ids, n) : 0;
@@ -174,7 +174,7 @@ static void metric_decides(void)
     form(true);
     double along = 0, across = 0;
     int32_t ids[KNA_SEGMENT];
-    for (int64_t slot = 0; slot < KNA_SEGMENT / KNA_SLOTS; slot++) {
+    for (int64_t slot = 0; slot < KNA_SEGMENT / KNA_MEMBERS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, 0, slot, ids);
         double mean[2] = { 0, 0 };
         for (int64_t i = 0; i < 2 * n; i++) mean[i % 2] += oracle_number(&c.k, 0, ids[i / 2], 4 + i % 2) / (double)n;
@@ -227,6 +227,45 @@ static void marks(void)
     EXPECT(marked(0) >= 3 && marked(0) <= 6);
     form(true); /* as new */
     EXPECT_INT(marked(0) + marked(1), 0);
+    done();
+}
+
+/* kna_index_form() waits for a first query, but for rows so long that none is ever learned from. */
+static void formed_at_once(void)
+{
+    static const int64_t dims[] = { D, KNA_METRIC_DIM, KNA_METRIC_DIM + 1 };
+    for (int i = 0; i < 3; i++) {
+        fresh(dims[i], DV, KNA_F16);
+        bool learns = dims[i] <= KNA_METRIC_DIM;
+        EXPECT_INT(kna__metric_is_empty(index_), learns);
+        EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+        EXPECT_INT(knn_formed_pieces(index_), learns ? 0 : 9);
+        float q[KNA_METRIC_DIM + 1];
+        for (int64_t x = 0; x < dims[i]; x++) q[x] = (float)test_normal();
+        for (int64_t head = 0; head < HEADS; head++) kna__metric_add(index_, context->kernels, head, q, 1, dims[i]);
+        EXPECT(!kna__metric_is_empty(index_));
+        EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+        EXPECT_INT(knn_formed_pieces(index_), 9);
+        EXPECT(knn_index_holds(index_, &c.k, &c.v));
+        done();
+    }
+}
+
+/* Whole pieces of a segment that is not whole; a segment once it is. */
+static void formed_in_part(void)
+{
+    float q[D] = { 1 };
+    fresh(D, DV, KNA_F32);
+    for (int64_t head = 0; head < HEADS; head++) kna__metric_add(index_, context->kernels, head, q, 1, D);
+    EXPECT_INT(kna_index_remove(context, index_, 700, 1), KNA_OK);
+    EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N - 1), KNA_OK);
+    const uint8_t *state = index_->clusters.state;
+    EXPECT(state[0] == KNA_PIECE_ALONE && state[1] == KNA_PIECE_ALONE && state[2] == KNA_PIECE_OPEN && state[3] == KNA_PIECE_ALONE);
+    EXPECT(state[4] == KNA_PIECE_MERGED && state[7] == KNA_PIECE_MERGED && state[8] == KNA_PIECE_OPEN);
+    EXPECT_INT(kna_index_update(context, index_, &c.k, &c.v, 700, 1), KNA_OK);
+    EXPECT_INT(kna_index_form(context, index_, &c.k, &c.v, N), KNA_OK);
+    EXPECT(state[0] == KNA_PIECE_MERGED && state[3] == KNA_PIECE_MERGED && state[8] == KNA_PIECE_ALONE);
+    EXPECT(knn_index_holds(index_, &c.k, &c.v));
     done();
 }
 
@@ -294,7 +333,7 @@ static void stale_clusters(void)
     form(true);
     int64_t row = 777, slot = cluster_of(1, row), stale = 0;
     case_put(&c.v, 1, row, 3, 9);
-    for (int64_t i = 0; i < HEADS * N / KNA_SLOTS; i++) {
+    for (int64_t i = 0; i < HEADS * N / KNA_MEMBERS; i++) {
         int64_t head = i % HEADS, at = i / HEADS;
         bool is = kna__cluster_is_stale(context->kernels, index_, &c.k, &c.v, head, at);
         EXPECT_THAT(!is || (head == 1 && at == slot), "head %lld, slot %lld", (long long)head, (long long)at);
@@ -329,6 +368,44 @@ static void threads(void)
     done();
 }
 
+/* ---- which rows are present */
+
+static void next_holds(const bool *present, int64_t covered)
+{
+    int64_t end = (int64_t)test_below((size_t)covered + 1), row = (int64_t)test_below((size_t)end + 1), gaps = 0;
+    for (int want = 0; want < 2; want++) {
+        int64_t found = row;
+        while (found < end && present[found] != want) found++;
+        EXPECT_INT(kna__index_next(index_, row, end, want), found);
+        if (!want) EXPECT_INT(kna__index_has_all(index_, row, end), found == end);
+    }
+    for (int64_t j = 0; j < end; j++) gaps += !present[j] && (j == 0 || present[j - 1]);
+    EXPECT_INT(kna__index_gaps(index_, end), gaps);
+}
+
+/* Runs of rows present and not, as rows come and go; in the end all are there. */
+static void presence(void)
+{
+    bool present[N] = { false };
+    case_begin(&c, (shape){ HEADS, HEADS, 1, N, D, DV });
+    case_rows(&c, &c.k, KNA_F32, LAYOUT_INTERLEAVED, 1);
+    case_rows(&c, &c.v, KNA_F32, LAYOUT_PADDED, 1);
+    context = context_best();
+    EXPECT_INT(kna_index_new(context, &index_, KNA_KNN, HEADS, D, DV), KNA_OK);
+    for (int step = 0; step < 400; step++) {
+        bool come = step == 399 || test_below(3);
+        int64_t most = test_below(2) ? 40 : N, first = (int64_t)test_below(N), count = 1 + (int64_t)test_below((size_t)most);
+        first = step == 399 ? 0 : first;
+        count = step == 399 ? N : first + count > N ? N - first : count;
+        EXPECT_INT(come ? kna_index_update(context, index_, &c.k, &c.v, first, count)
+                        : kna_index_remove(context, index_, first, count), KNA_OK);
+        for (int64_t j = first; j < first + count; j++) present[j] = come;
+        for (int look = 0; look < 5; look++) next_holds(present, kna_index_rows(index_));
+    }
+    EXPECT_INT(index_->present_rows, N);
+    done();
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
@@ -338,11 +415,14 @@ int main(int argc, char **argv)
     TEST(metric_decides);
     TEST(odd_rows);
     TEST(marks);
+    TEST(formed_at_once);
+    TEST(formed_in_part);
     TEST(opens);
     TEST(removals);
     TEST(grows);
     TEST(stale_clusters);
     TEST(threads);
+    TEST(presence);
     contexts_free();
     return test_end();
 }

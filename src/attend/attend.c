@@ -2,12 +2,6 @@
 #include "knn.h"
 #include "nearest.h"
 
-#include <math.h>
-
-enum {
-    DECODE_ROWS = 16 /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
-};
-
 const char *kna_method_name(int method)
 {
     static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn" };
@@ -48,7 +42,7 @@ static int attend_exact(const kna__problem *p, kna_report *report)
     if (report->size) {
         report->keys_seen = report->keys_full = count_seen(p);
     }
-    return p->m * p->g <= DECODE_ROWS ? kna__attend_decode(p) : kna__attend_prefill(p);
+    return p->m * p->g <= KNA_DECODE_ROWS ? kna__attend_decode(p) : kna__attend_prefill(p);
 }
 
 static int check_index(const kna__problem *p, const kna_index *index)

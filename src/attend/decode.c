@@ -7,8 +7,6 @@
  */
 #include "problem.h"
 
-#include <math.h>
-
 enum {
     CHUNK = 512, /* keys per task: 64 KiB of f16 keys at d = 64 */
     TILE = 64    /* keys whose mask is looked at together, to skip what is forbidden */
@@ -52,28 +50,6 @@ static bool tile_is_forbidden(const kna__problem *p, int64_t kv_head, int64_t ro
     return true;
 }
 
-static void forbid(float *s, int64_t count)
-{
-    for (int64_t j = 0; j < count; j++) {
-        s[j] = -INFINITY;
-    }
-}
-
-/* Scores of keys first .. first+count-1 for one row: soft cap, mask, and -inf outside what the query sees. */
-static void finish_row(const kna__problem *p, int64_t kv_head, int64_t row, int64_t first, int64_t count, float *s)
-{
-    int64_t query = row / p->g, lo, hi;
-    kna__logits_finish(p, kv_head * p->g + row % p->g, query, first, s, count);
-    kna__visible(p, query, &lo, &hi);
-    if (lo > first) {
-        forbid(s, lo - first < count ? lo - first : count);
-    }
-    if (hi < first + count) {
-        int64_t from = hi > first ? hi - first : 0;
-        forbid(s + from, count - from);
-    }
-}
-
 /* All rows against the keys of a chunk, tile by tile; returns a bit per tile that holds something. */
 static uint64_t score_chunk(const decode_job *job, int64_t kv_head, int64_t first, int64_t end, float *scores)
 {
@@ -84,7 +60,7 @@ static uint64_t score_chunk(const decode_job *job, int64_t kv_head, int64_t firs
         int64_t count = end - at < TILE ? end - at : TILE;
         if (tile_is_forbidden(p, kv_head, job->rows, at, count)) {
             for (int64_t r = 0; r < job->rows; r++) {
-                forbid(scores + r * CHUNK + (at - first), count);
+                kna__forbid(scores + r * CHUNK + (at - first), 0, count);
             }
             continue;
         }
@@ -92,7 +68,7 @@ static uint64_t score_chunk(const decode_job *job, int64_t kv_head, int64_t firs
         p->kernels->dot[p->k.type](scores + (at - first), CHUNK, q, (size_t)p->d, (size_t)job->rows,
                                    kna__span_at(&p->k, kv_head, at), (size_t)count, (size_t)p->d);
         for (int64_t r = 0; r < job->rows; r++) {
-            finish_row(p, kv_head, r, at, count, scores + r * CHUNK + (at - first));
+            kna__logits_seen(p, kv_head * p->g + r % p->g, r / p->g, at, scores + r * CHUNK + (at - first), count);
         }
     }
     return live;
@@ -123,15 +99,7 @@ static void decode_chunk(const decode_job *job, int64_t chunk, int64_t kv_head, 
     union_range(p, job->rows / p->g, &first, &end);
     uint64_t live = first < end ? score_chunk(job, kv_head, first, end, scores) : 0;
     for (int64_t r = 0; r < job->rows; r++) {
-        float *s = scores + r * CHUNK;
-        size_t count = live ? (size_t)(end - first) : 0;
-        states[r].max = p->kernels->max(s, count);
-        states[r].sum = 0;
-        if (states[r].max > -INFINITY) {
-            states[r].sum = (double)p->kernels->exp_sum(s, states[r].max, count);
-        } else {
-            memset(s, 0, count * sizeof *s);
-        }
+        states[r] = kna__soften(p->kernels, scores + r * CHUNK, live ? end - first : 0);
     }
     mix_chunk(job, kv_head, first, end, live, scores, values);
 }

@@ -5,70 +5,33 @@
  */
 #include "knn.h"
 
-#include <math.h>
-
 enum {
-    BLOCK = 512,      /* queries that see the same state of the index */
-    DECODE_ROWS = 16, /* query rows per KV head up to which keys are streamed instead of packed for matrix products */
-    UNITS_AT_ONCE = 64,
+    BLOCK = 512,         /* queries that see the same state of the index */
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
 
 /* ---- forming clusters */
 
-typedef struct forming {
+typedef struct viewer {
     const kna__problem *problem;
-    kna_index *index;
-    int64_t query, limit; /* clusters end at or before row `limit` */
-    kna__unit units[UNITS_AT_ONCE];
-    int64_t count;
-} forming;
+    int64_t query;
+} viewer;
 
-static bool can_form(const forming *f, int64_t row, int64_t rows)
+static bool sees(const void *argument, int64_t first, int64_t count)
 {
-    int64_t first = row ? row : KNA_FIRST_ROWS;
-    return row + rows <= f->limit && kna__index_has_all(f->index, first, row + rows) &&
-           kna__knn_sees(f->problem, f->query, first, row + rows - first);
-}
-
-static bool is_whole(const kna__clusters *c, int64_t piece)
-{
-    return piece % KNA_SEGMENT_PIECES == 0 && c->state[piece] == KNA_PIECE_MERGED;
-}
-
-static int form_pending(forming *f)
-{
-    int status = kna__clusters_form(f->problem->context, f->index, &f->problem->k, &f->problem->v, f->units, f->count);
-    f->count = 0;
-    return status;
+    const viewer *v = argument;
+    return kna__knn_sees(v->problem, v->query, first, count);
 }
 
 /*
- * While decoding, all layers would form a segment at the same token: `late` rows, other for each index, spread that work.
+ * What a query sees. While decoding, all layers would form a segment at the same token: being late by so many rows, other for each
+ * index, spreads that work.
  */
 static int form_ready(const kna__problem *p, kna_index *index, int64_t query)
 {
-    forming f = { .problem = p, .index = index, .query = query, .limit = kna__knn_recent(p, query) };
-    const kna__clusters *c = &index->clusters;
+    const viewer v = { p, query };
     int64_t late = index->phase * (KNA_PIECE / KNA_PHASES);
-    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= f.limit;) {
-        bool aligned = piece % KNA_SEGMENT_PIECES == 0;
-        if (aligned && !is_whole(c, piece) && (piece + KNA_SEGMENT_PIECES) * KNA_PIECE + late <= f.limit &&
-            can_form(&f, piece * KNA_PIECE, KNA_SEGMENT)) {
-            f.units[f.count++] = (kna__unit){ piece, true };
-            piece += KNA_SEGMENT_PIECES;
-        } else if (c->state[piece] == KNA_PIECE_OPEN && (piece + 1) * KNA_PIECE + late / 4 <= f.limit &&
-                   can_form(&f, piece * KNA_PIECE, KNA_PIECE)) {
-            f.units[f.count++] = (kna__unit){ piece, false };
-            piece++;
-        } else {
-            piece += is_whole(c, piece) ? KNA_SEGMENT_PIECES : 1;
-        }
-        if (f.count == UNITS_AT_ONCE) {
-            KNA_TRY(form_pending(&f));
-        }
-    }
-    return form_pending(&f);
+    return kna__clusters_form_ready(p->context, index, &p->k, &p->v, kna__knn_recent(p, query), late, sees, &v);
 }
 
 /* ---- learning from queries */
@@ -112,52 +75,9 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
     double start = kna__seconds();
     KNA_TRY(form_ready(p, index, call->query));
     *build_s += kna__seconds() - start;
-    KNA_TRY(call->queries * p->g <= DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
+    KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
     learn(p, index, call->query, call->queries);
     return KNA_OK;
-}
-
-static double bytes_read(const kna__problem *p, const knn_stats *s)
-{
-    double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
-    double cluster = (double)(p->d + p->dv) * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t);
-    return ((double)s->keys_full * (key + value) + (double)s->clusters * cluster) / (key + value);
-}
-
-/* Means over rows that saw a key; sums in row order, so that threads do not matter. */
-static void fill_report(const knn_call *call, float *audits, kna_report *report)
-{
-    const kna__problem *p = call->problem;
-    int64_t seeing = 0, estimated = 0;
-    double read = 0, tail = 0, error = 0, audit = 0;
-    report->error_est_max = -1;
-    for (int64_t i = 0; i < p->m * p->h; i++) {
-        const knn_stats *s = &call->stats[i];
-        report->keys_seen += (double)s->keys_seen;
-        report->keys_full += (double)s->keys_full;
-        report->rows_exact += s->clusters == 0;
-        report->stale_rows += s->stale;
-        seeing += s->keys_seen > 0;
-        read += bytes_read(p, s);
-        tail += (double)s->tail_mass;
-        if (s->error_est >= 0) {
-            estimated++;
-            error += (double)s->error_est;
-            report->error_est_max = fmax(report->error_est_max, (double)s->error_est);
-        }
-        if (s->audit_error >= 0) {
-            audit += (double)s->audit_error;
-            audits[report->audited++] = s->audit_error;
-        }
-    }
-    report->keys_touched = report->keys_seen > 0 ? read / report->keys_seen : 0;
-    report->tail_mass = seeing ? tail / (double)seeing : 0;
-    report->error_est = estimated ? error / (double)estimated : -1;
-    report->audit_mean = report->audited ? audit / (double)report->audited : -1;
-    report->audit_p95 = -1;
-    if (report->audited) {
-        report->audit_p95 = (double)kna__kth_largest(audits, (size_t)report->audited, (size_t)(report->audited / 20) + 1);
-    }
 }
 
 static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_report *report)
@@ -167,15 +87,16 @@ static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_re
         call->queries = p->m - call->query < BLOCK ? p->m - call->query : BLOCK;
         KNA_TRY(attend_block(call, index, &report->build_s));
     }
-    KNA_TRY(kna__knn_audit(call));
-    fill_report(call, audits, report);
+    kna__audit_rows(p, index, call->stats);
+    kna__report_rows(p, call->stats, audits, report);
     return KNA_OK;
 }
 
 int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
 {
     knn_call call = { .problem = p, .index = index, .gaps = kna__index_gaps(index, p->n) };
-    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h), bytes = kna__size_product(rows, sizeof(knn_stats) + sizeof(float));
+    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
+    size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float));
     KNA_TRY(kna__metric_reserve(p->context, index));
     KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
     learn_first(p, index);

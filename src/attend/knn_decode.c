@@ -98,9 +98,11 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
     const kna__problem *p = job->call->problem;
     const kna_index *index = job->call->index;
     int64_t stop = (chunk + 1) * CHUNK_PIECES < set->plan.piece_count ? (chunk + 1) * CHUNK_PIECES : set->plan.piece_count;
+    int32_t dead[CHUNK_PIECES * KNA_SLOTS];
     for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
         end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, (int64_t)set->plan.pieces[i] * KNA_SLOTS);
+        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
+        int64_t dead_count = kna__knn_dead(job->call, &set->plan, set->kv_head, i, end, dead);
         kna__span keys = { (const char *)(index->clusters.key + at * p->d), (size_t)p->d * sizeof(uint16_t), NULL };
         float *z = set->z + i * KNA_SLOTS;
         size_t n = (size_t)((end - i) * KNA_SLOTS);
@@ -109,7 +111,7 @@ static void score_clusters(const decode_job *job, decode_set *set, int64_t chunk
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z + r * set->plan.slots, p->options.softcap, n);
             }
-            kna__knn_forget(job->call, &set->plan, set->kv_head, z + r * set->plan.slots, i, end);
+            kna__knn_forget(z + r * set->plan.slots, dead, dead_count);
         }
     }
 }
@@ -129,30 +131,6 @@ static bool exact_stretch(const knn_plan *plan, int64_t chunk, int64_t *first, i
     return false;
 }
 
-/* Logits of one row to weights; what the query does not see weighs nothing. */
-static kna__state soften(const kna__problem *p, float *s, int64_t count)
-{
-    kna__state state = { p->kernels->max(s, (size_t)count), 0 };
-    if (state.max > -INFINITY) {
-        state.sum = (double)p->kernels->exp_sum(s, state.max, (size_t)count);
-    } else {
-        memset(s, 0, (size_t)count * sizeof *s);
-    }
-    return state;
-}
-
-static void finish_row(const kna__problem *p, int64_t head, int64_t query, int64_t first, int64_t count, float *s)
-{
-    int64_t lo, hi;
-    kna__logits_finish(p, head, query, first, s, count);
-    kna__visible(p, query, &lo, &hi);
-    for (int64_t j = 0; j < count; j++) {
-        if (first + j < lo || first + j >= hi) {
-            s[j] = -INFINITY;
-        }
-    }
-}
-
 static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, const decode_room *room)
 {
     const kna__problem *p = job->call->problem;
@@ -170,8 +148,8 @@ static void read_stretch(const decode_job *job, decode_set *set, int64_t chunk, 
     p->kernels->dot[p->k.type](room->scores, count, set->q, d, (size_t)job->g, kna__span_at(&p->k, set->kv_head, first), count, d);
     for (int64_t r = 0; r < job->g; r++) {
         float *s = room->scores + (size_t)r * count;
-        finish_row(p, set->kv_head * p->g + r, set->query, first, end - first, s);
-        states[r] = soften(p, s, end - first);
+        kna__logits_seen(p, set->kv_head * p->g + r, set->query, first, s, end - first);
+        states[r] = kna__soften(p->kernels, s, end - first);
     }
     p->kernels->mix[p->v.type](values, (size_t)p->dv, room->scores, count, (size_t)job->g, kna__span_at(&p->v, set->kv_head, first),
                                count, (size_t)p->dv);
@@ -219,7 +197,7 @@ static void leave_chosen(const decode_job *job, decode_set *set)
         for (int64_t i = 0; i < set->choice.count; i++) {
             z[set->choice.chosen[i]] = 0;
         }
-        set->tail[r] = kna__knn_sum(z, set->plan.slots);
+        set->tail[r] = kna__knn_sum(job->call->problem->kernels, z, set->plan.slots);
     }
 }
 
@@ -269,7 +247,7 @@ static void read_list(const decode_job *job, decode_set *set, int64_t chunk, con
         if (p->options.softcap > 0) {
             p->kernels->softcap(s, p->options.softcap, (size_t)at);
         }
-        states[r] = soften(p, s, at);
+        states[r] = kna__soften(p->kernels, s, at);
         p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)at,
                                       (size_t)p->dv);
     }
@@ -289,7 +267,7 @@ static void mix_means(const decode_job *job, decode_set *set, int64_t chunk)
     }
     for (int64_t i = chunk * CHUNK_PIECES, end; i < stop; i = end) {
         end = kna__knn_run(&set->plan, i, stop - i);
-        int64_t at = kna__cluster_slot(&index->clusters, set->kv_head, (int64_t)set->plan.pieces[i] * KNA_SLOTS);
+        int64_t at = kna__knn_at(job->call, &set->plan, set->kv_head, i);
         kna__span means = { (const char *)(index->clusters.value + at * p->dv), (size_t)p->dv * sizeof(uint16_t), NULL };
         p->kernels->mix[KNA_F16](values, (size_t)p->dv, set->z + i * KNA_SLOTS, (size_t)set->plan.slots, (size_t)job->g, means,
                                  (size_t)((end - i) * KNA_SLOTS), (size_t)p->dv);
@@ -321,16 +299,13 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
         kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r], part_values(job, set, part) + r * p->dv, p->dv);
     }
     int64_t head = set->kv_head * p->g + r;
-    knn_stats *stats = &job->call->stats[set->query * p->h + head];
-    kna__knn_count(job->call, &set->plan, head, set->query, stats);
+    kna__row_stats *stats = kna__knn_count(job->call, &set->plan, head, set->query, (float)set->keys);
     if (set->plan.slots) {
         double total = state.sum * exp((double)state.max - (double)set->max[r]);
-        const float *sinks = p->options.sinks;
-        total += sinks ? exp(fmin((double)sinks[head] - (double)set->max[r], 700)) : 0;
+        total += kna__sink_weight(p, head, set->max[r]);
         stats->tail_mass = total > 0 ? (float)(set->tail[r] / total) : 0;
         stats->error_est = set->choice.error;
     }
-    stats->keys_full += (float)set->keys;
     stats->stale = r == 0 ? set->stale : 0;
     kna__state_write(p, head, set->query, state, values);
 }
@@ -420,10 +395,7 @@ static void begin_set(decode_job *job, int64_t i)
     }
     kna__queries_read(p, set->q, set->kv_head, set->query * p->g, p->g);
     for (int64_t r = 0; r < p->g; r++) {
-        float square;
-        kna__span row = { (const char *)(set->q + r * p->d), 0, NULL };
-        p->kernels->dot[KNA_F32](&square, 1, set->q + r * p->d, 0, 1, row, 1, (size_t)p->d);
-        set->half_square[r] = square / 2;
+        set->half_square[r] = kna__square(p->kernels, set->q + r * p->d, p->d) / 2;
     }
 }
 

@@ -113,17 +113,10 @@ static void add_range(knn_plan *plan, int64_t first, int64_t end)
 /* The rows of first .. end - 1 that are present. */
 static void add_present(knn_plan *plan, const kna_index *index, int64_t first, int64_t end)
 {
-    for (int64_t row = first; row < end;) {
-        int64_t stop = row;
-        while (stop < end && kna__index_has(index, stop)) {
-            stop = stop % KNA_BLOCK == 0 && index->present[stop / KNA_BLOCK] == UINT16_MAX && stop + KNA_BLOCK <= end
-                       ? stop + KNA_BLOCK
-                       : stop + 1;
-        }
-        if (stop > row) {
-            add_range(plan, row, stop);
-        }
-        row = stop > row ? stop : row + 1;
+    for (int64_t row = first; (row = kna__index_next(index, row, end, true)) < end;) {
+        int64_t stop = kna__index_next(index, row, end, false);
+        add_range(plan, row, stop);
+        row = stop;
     }
 }
 
@@ -199,9 +192,18 @@ int64_t kna__knn_run(const knn_plan *plan, int64_t i, int64_t most)
     return end;
 }
 
-void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, knn_stats *stats)
+/* Keys and values, and the means of all clusters with what is kept beside them; in bytes of one key and its value. */
+static double bytes_read(const kna__problem *p, double keys, double clusters)
+{
+    double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
+    double cluster = (double)(p->d + p->dv) * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t);
+    return (keys * (key + value) + clusters * cluster) / (key + value);
+}
+
+kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, float chosen_keys)
 {
     const kna__problem *p = call->problem;
+    kna__row_stats *stats = &call->stats[query * p->h + head];
     int64_t lo, hi, full = 0, clustered = plan->piece_count * KNA_PIECE;
     kna__visible(p, query, &lo, &hi);
     for (int64_t i = 0; i < plan->range_count; i++) {
@@ -214,7 +216,9 @@ void kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, in
     }
     memset(stats, 0, sizeof *stats);
     stats->keys_seen = (float)(full + clustered);
-    stats->keys_full = (float)full;
-    stats->clusters = (float)plan->slots;
+    stats->keys_full = (float)full + chosen_keys;
+    stats->read = bytes_read(p, (double)stats->keys_full, (double)plan->slots);
+    stats->exact = plan->slots == 0;
     stats->error_est = stats->audit_error = -1;
+    return stats;
 }

@@ -35,7 +35,6 @@ typedef struct prefill_room {
     double *tail;       /* rows: masses left after the choice */
     float *max;         /* rows: what they are relative to */
     int32_t *ids;
-    float *stray;      /* slots: how far members stray, see kna__knn_stray() */
     int32_t *own;      /* (rows, own) clusters a row reads beside the shared ones; -1: one fewer */
     int64_t owned;     /* of each row */
     float *own_logits; /* keys of a row's own clusters */
@@ -55,7 +54,6 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     room.half_square = kna__cut(&cutter, rows, sizeof(float));
     room.tail = kna__cut(&cutter, rows, sizeof(double));
     room.max = kna__cut(&cutter, rows, sizeof(float));
-    room.stray = kna__cut(&cutter, (size_t)job->slots, sizeof(float));
     room.own = kna__cut(&cutter, rows * (size_t)job->own, sizeof(int32_t));
     room.own_logits = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(float));
     room.own_ids = kna__cut(&cutter, (size_t)kna__knn_most_keys(job->call, job->own), sizeof(int32_t));
@@ -85,7 +83,7 @@ static void choose_own(const prefill_job *job, prefill_room *room, int64_t r)
     float *z = room->z + r * slots, *score = room->choice.score;
     int32_t *own = room->own + r * job->own;
     for (int64_t i = 0; i < slots; i++) {
-        score[i] = z[i] > 0 ? z[i] * room->stray[i] : -1; /* what is shared has no mass left: never twice */
+        score[i] = z[i] > 0 ? z[i] * room->choice.stray[i] : -1; /* what is shared has no mass left: never twice */
     }
     kna__topk(kernels, own, score, (size_t)slots, (size_t)room->owned, room->choice.scratch_ids, room->choice.scratch);
     for (int64_t i = 0; i < room->owned; i++) {
@@ -142,18 +140,20 @@ static void score_clusters(const knn_call *call, prefill_room *room)
     const kna__clusters *c = &call->index->clusters;
     kna__tile *tile = &room->tile;
     size_t d = (size_t)p->d, slots = (size_t)room->plan.slots;
+    int32_t dead[KNA_TILE_KEYS];
     for (int64_t i = 0, end; i < room->plan.piece_count; i = end) {
         end = kna__knn_run(&room->plan, i, PANEL_PIECES);
         size_t n = (size_t)(end - i) * KNA_SLOTS;
         float *z = room->z + i * KNA_SLOTS;
-        widen_means(room, c->key, kna__cluster_slot(c, tile->kv_head, (int64_t)room->plan.pieces[i] * KNA_SLOTS), (int64_t)n, p->d);
+        int64_t dead_count = kna__knn_dead(call, &room->plan, tile->kv_head, i, end, dead);
+        widen_means(room, c->key, kna__knn_at(call, &room->plan, tile->kv_head, i), (int64_t)n, p->d);
         p->kernels->transpose(tile->kt, KNA_TILE_KEYS, tile->panel, d, n, d);
         p->kernels->gemm(z, slots, tile->q, d, tile->kt, KNA_TILE_KEYS, (size_t)tile->rows, n, d, false);
         for (int64_t r = 0; r < tile->rows; r++) {
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z + (size_t)r * slots, p->options.softcap, n);
             }
-            kna__knn_forget(call, &room->plan, tile->kv_head, z + (size_t)r * slots, i, end);
+            kna__knn_forget(z + (size_t)r * slots, dead, dead_count);
         }
     }
 }
@@ -190,7 +190,7 @@ static void mix_means(const knn_call *call, prefill_room *room)
     for (int64_t i = 0, end; i < room->plan.piece_count; i = end) {
         end = kna__knn_run(&room->plan, i, PANEL_PIECES);
         int64_t n = (end - i) * KNA_SLOTS;
-        widen_means(room, c->value, kna__cluster_slot(c, tile->kv_head, (int64_t)room->plan.pieces[i] * KNA_SLOTS), n, p->dv);
+        widen_means(room, c->value, kna__knn_at(call, &room->plan, tile->kv_head, i), n, p->dv);
         p->kernels->gemm(tile->out, dv, room->z + i * KNA_SLOTS, (size_t)room->plan.slots, tile->panel, dv, (size_t)tile->rows, dv,
                          (size_t)n, true);
     }
@@ -222,10 +222,7 @@ static float measure_rows(prefill_room *room)
     const kna__problem *p = room->tile.problem;
     float mean = 0;
     for (int64_t r = 0; r < room->tile.rows; r++) {
-        const float *q = room->tile.q + r * p->d;
-        kna__span row = { (const char *)q, 0, NULL };
-        float square;
-        p->kernels->dot[KNA_F32](&square, 1, q, 0, 1, row, 1, (size_t)p->d);
+        float square = kna__square(p->kernels, room->tile.q + r * p->d, p->d);
         room->half_square[r] = square / 2;
         mean += square / (float)room->tile.rows;
     }
@@ -239,11 +236,8 @@ static void report_rows(const knn_call *call, const prefill_room *room, float ke
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        knn_stats *stats = &call->stats[query * p->h + head];
-        double sink = p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)tile->state[r].max, 700)) : 0;
-        double total = tile->state[r].sum + sink;
-        kna__knn_count(call, &room->plan, head, query, stats);
-        stats->keys_full += keys;
+        double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
+        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, keys);
         if (room->plan.slots && total > 0) {
             stats->tail_mass = (float)(room->tail[r] * exp((double)room->max[r] - (double)tile->state[r].max) / total);
         }
@@ -273,13 +267,12 @@ static void prefill_tile(void *argument, int64_t task, int worker)
         }
         kna__knn_choose(call, &room.plan, kv_head, &room.choice, mean_square, rows);
         room.owned = job->own < room.plan.slots - room.choice.count ? job->own : room.plan.slots - room.choice.count;
-        kna__knn_stray(call, &room.plan, kv_head, room.stray, mean_square);
         for (int64_t r = 0; r < rows; r++) {
             leave_chosen(&room, r);
             if (room.owned > 0) {
                 choose_own(job, &room, r);
             }
-            room.tail[r] = kna__knn_sum(room.z + r * room.plan.slots, room.plan.slots);
+            room.tail[r] = kna__knn_sum(p->kernels, room.z + r * room.plan.slots, room.plan.slots);
             room.tile.state[r].sum += room.tail[r];
         }
         mix_means(call, &room);

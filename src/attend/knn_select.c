@@ -18,77 +18,67 @@ enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4 };
 /* Of |q| |mean key|: f16 rounds each number of the mean by at most 2^-11 of it, f32 sums by less. */
 #define STALE_LIMIT 0x1p-9f
 
+/* Sums of 16 that are added up at a time; slots come in whole pieces, so in whole blocks. */
+enum { SUMS = 64 };
+_Static_assert(KNA_SLOTS % KNA_BLOCK == 0, "a piece's clusters are whole blocks");
+
 void kna__knn_choice_cut(knn_choice *choice, int64_t slots, kna__cutter *cutter)
 {
     size_t n = (size_t)slots;
     choice->chosen = kna__cut(cutter, n, sizeof(int32_t));
     choice->share = kna__cut(cutter, n, sizeof(float));
+    choice->stray = kna__cut(cutter, n, sizeof(float));
     choice->score = kna__cut(cutter, n, sizeof(float));
     choice->scratch_ids = kna__cut(cutter, n, sizeof(int32_t));
     choice->scratch = kna__cut(cutter, n / KNA_BLOCK + 1 + n, sizeof(float));
     choice->count = 0;
 }
 
-void kna__knn_forget(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, int64_t i, int64_t end)
+int64_t kna__knn_dead(const knn_call *call, const knn_plan *plan, int64_t kv_head, int64_t i, int64_t end, int32_t *dead)
 {
     const kna__clusters *c = &call->index->clusters;
-    int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS);
+    int64_t at = kna__knn_at(call, plan, kv_head, i), count = 0;
     for (int64_t x = 0; x < (end - i) * KNA_SLOTS; x++) {
-        z[x] = c->count[at + x] && !c->always[at + x] ? z[x] : -INFINITY;
+        dead[count] = (int32_t)x; /* without a branch: count never passes x */
+        count += !c->count[at + x] || c->always[at + x];
     }
+    return count;
 }
 
-double kna__knn_sum(const float *z, int64_t slots)
+double kna__knn_sum(const kna__kernels *kernels, const float *z, int64_t slots)
 {
+    float some[SUMS];
     double sum = 0;
-    for (int64_t i = 0; i < slots; i += KNA_SLOTS) {
-        float some = 0;
-        for (int64_t x = 0; x < KNA_SLOTS; x++) {
-            some += z[i + x];
+    for (int64_t first = 0; first < slots; first += SUMS * KNA_BLOCK) {
+        int64_t blocks = (slots - first) / KNA_BLOCK < SUMS ? (slots - first) / KNA_BLOCK : SUMS;
+        kernels->block_sum(some, z + first, (size_t)blocks);
+        for (int64_t i = 0; i < blocks; i++) {
+            sum += (double)some[i];
         }
-        sum += (double)some;
     }
     return sum;
 }
 
 double kna__knn_mass(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *z, float shift, float half_square)
 {
+    const kna__kernels *kernels = call->problem->kernels;
     const kna__clusters *c = &call->index->clusters;
-    double sum = 0;
     if (shift == -INFINITY) {
         memset(z, 0, (size_t)plan->slots * sizeof *z);
         return 0;
     }
-    call->problem->kernels->exp_sum(z, shift, (size_t)plan->slots);
-    for (int64_t i = 0, end; i < plan->piece_count; i = end) {
-        end = kna__knn_run(plan, i, 64);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
-        const uint16_t *count = c->count + at;
-        const float *spread = c->spread + at;
-        float *w = z + i * KNA_SLOTS, some[KNA_SLOTS] = { 0 };
-        for (int64_t s = 0; s < n; s += KNA_SLOTS) {
-            for (int64_t x = 0; x < KNA_SLOTS; x++) {
-                w[s + x] *= (float)count[s + x] * (1 + half_square * spread[s + x]);
-                some[x] += w[s + x];
-            }
-        }
-        for (int64_t x = 0; x < KNA_SLOTS; x++) {
-            sum += (double)some[x];
-        }
-    }
-    return sum;
-}
-
-void kna__knn_stray(const knn_call *call, const knn_plan *plan, int64_t kv_head, float *stray, float mean_square)
-{
-    const kna__clusters *c = &call->index->clusters;
+    kernels->exp_sum(z, shift, (size_t)plan->slots);
     for (int64_t i = 0, end; i < plan->piece_count; i = end) {
         end = kna__knn_run(plan, i, plan->piece_count);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
+        int64_t at = kna__knn_at(call, plan, kv_head, i), n = (end - i) * KNA_SLOTS;
+        const uint16_t *count = c->count + at;
+        const float *spread = c->spread + at;
+        float *w = z + i * KNA_SLOTS;
         for (int64_t x = 0; x < n; x++) {
-            stray[i * KNA_SLOTS + x] = c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+            w[x] *= (float)count[x] * (1 + half_square * spread[x]);
         }
     }
+    return kna__knn_sum(kernels, z, plan->slots);
 }
 
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)
@@ -104,11 +94,12 @@ static int64_t score_clusters(const knn_call *call, const knn_plan *plan, int64_
     int64_t always = 0;
     for (int64_t i = 0, end; i < plan->piece_count; i = end) {
         end = kna__knn_run(plan, i, plan->piece_count);
-        int64_t at = kna__cluster_slot(c, kv_head, (int64_t)plan->pieces[i] * KNA_SLOTS), n = (end - i) * KNA_SLOTS;
-        float *score = choice->score + i * KNA_SLOTS;
+        int64_t at = kna__knn_at(call, plan, kv_head, i), n = (end - i) * KNA_SLOTS;
+        float *score = choice->score + i * KNA_SLOTS, *stray = choice->stray + i * KNA_SLOTS;
         const float *share = choice->share + i * KNA_SLOTS;
         for (int64_t x = 0; x < n; x++) {
-            score[x] = share[x] * c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+            stray[x] = c->deviation[at + x] * sqrtf(mean_square * c->spread[at + x] + LEAST_SPREAD);
+            score[x] = share[x] * stray[x];
         }
         for (int64_t x = 0; x < n; x++) {
             if (c->always[at + x]) {
@@ -156,12 +147,12 @@ static float error_left(const knn_call *call, const knn_plan *plan, int64_t kv_h
 static int64_t shared_clusters(const knn_call *call, int64_t rows)
 {
     int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
-    return (call->problem->options.k_near * shared + KNA_SLOTS - 1) / KNA_SLOTS;
+    return (call->problem->options.k_near * shared + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
 int64_t kna__knn_own(const knn_call *call)
 {
-    return (call->problem->options.k_near + KNA_SLOTS - 1) / KNA_SLOTS;
+    return (call->problem->options.k_near + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
 int64_t kna__knn_budget(const knn_call *call, int64_t rows)

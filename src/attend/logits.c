@@ -4,11 +4,6 @@
 
 #include <math.h>
 
-bool kna__logits_plain(const kna__problem *p)
-{
-    return p->options.softcap == 0 && !p->mask.data && !p->options.slopes;
-}
-
 static const char *mask_row(const kna__problem *p, int64_t head, int64_t query)
 {
     return (const char *)p->mask.data + head % p->mask.heads * p->mask.head_stride_bytes + query * p->mask.row_stride_bytes;
@@ -33,6 +28,15 @@ void kna__logits_finish(const kna__problem *p, int64_t head, int64_t query, int6
             s[j] += slope * (float)(first + j - (query + p->shift));
         }
     }
+}
+
+void kna__logits_seen(const kna__problem *p, int64_t head, int64_t query, int64_t first, float *s, int64_t count)
+{
+    int64_t lo, hi;
+    kna__logits_finish(p, head, query, first, s, count);
+    kna__visible(p, query, &lo, &hi);
+    kna__forbid(s, 0, lo - first < count ? lo - first : count);
+    kna__forbid(s, hi > first ? hi - first : 0, count);
 }
 
 void kna__logits_finish_at(const kna__problem *p, int64_t head, int64_t query, const int32_t *ids, float *s, int64_t count)
@@ -102,6 +106,22 @@ bool kna__mask_is_zero(const kna__problem *p, int64_t head, int64_t query, int64
         }
     }
     return true;
+}
+
+int64_t kna__mask_next(const kna__problem *p, int64_t head, int64_t query, int64_t key, int64_t end, bool allowed)
+{
+    const char *row = p->mask.data ? mask_row(p, head, query) : NULL;
+    if (!row) {
+        return allowed && key < end ? key : end;
+    }
+    for (; key < end; key++) {
+        bool forbidden = p->mask.type == KNA_F32 ? ((const float *)(const void *)row)[key] == -INFINITY
+                                                 : ((const uint16_t *)(const void *)row)[key] == 0xfc00;
+        if (forbidden != allowed) {
+            return key;
+        }
+    }
+    return end;
 }
 
 int64_t kna__mask_allows(const kna__problem *p, int64_t head, int64_t query, int64_t lo, int64_t hi)

@@ -21,7 +21,6 @@ nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, s
     room.topk_scratch = kna__cut(&cutter, 2 * blocks + 1 + n, sizeof(float));
     room.work = kna__cut(&cutter, n, sizeof(float));
     room.values = kna__cut(&cutter, dv, sizeof(float));
-    room.audit = kna__cut(&cutter, dv, sizeof(float));
     *bytes = cutter.used;
     return room;
 }
@@ -109,7 +108,7 @@ static size_t cut_scratch(nearest_job *job, char *base)
     job->rest_scale = kna__cut(&cutter, rows, sizeof(float));
     job->q_lost = kna__cut(&cutter, rows, sizeof(float));
     job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
-    job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(nearest_stats));
+    job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(kna__row_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
@@ -130,46 +129,6 @@ static int64_t choose_tile(const kna__problem *p, int64_t ld)
     int64_t per_query = p->h * ld * (int64_t)sizeof(float);
     int64_t tile = TILE_SCORES_BYTES / (per_query ? per_query : 1);
     return tile < 1 ? 1 : tile > p->m ? p->m : tile;
-}
-
-/* Means over rows that saw a key; sums in row order, so that threads do not matter. */
-static void fill_report(const nearest_job *job, kna_report *report)
-{
-    const kna__problem *p = job->problem;
-    int64_t seeing = 0, estimated = 0;
-    double bytes = 0, tail = 0, error = 0, audit = 0;
-    float *audits = job->audits;
-    report->error_est_max = -1;
-    for (int64_t i = 0; i < p->m * p->h; i++) {
-        const nearest_stats *s = &job->stats[i];
-        report->keys_seen += (double)s->keys_seen;
-        report->keys_full += (double)s->keys_full;
-        report->rows_exact += s->exact;
-        report->stale_rows += s->stale;
-        if (s->keys_seen > 0) {
-            seeing++;
-            bytes += (double)s->bytes_share * (double)s->keys_seen;
-            tail += (double)s->tail_mass;
-        }
-        if (s->error_est >= 0) {
-            estimated++;
-            error += (double)s->error_est;
-            report->error_est_max = fmax(report->error_est_max, (double)s->error_est);
-        }
-        if (s->audit_error >= 0) {
-            audit += (double)s->audit_error;
-            audits[report->audited++] = s->audit_error;
-        }
-    }
-    report->keys_touched = report->keys_seen > 0 ? bytes / report->keys_seen : 0;
-    report->tail_mass = seeing ? tail / (double)seeing : 0;
-    report->error_est = estimated ? error / (double)estimated : -1;
-    report->audit_mean = report->audited ? audit / (double)report->audited : -1;
-    report->audit_p95 = -1;
-    if (report->audited) {
-        size_t rank = (size_t)(report->audited / 20) + 1;
-        report->audit_p95 = (double)kna__kth_largest(audits, (size_t)report->audited, rank);
-    }
 }
 
 int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_report *report)
@@ -195,6 +154,7 @@ int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_repor
         kna__parallel_for(threads, p->h_kv * job.chunks, scan_chunk, &job);
         kna__parallel_for(threads, job.queries * p->h, attend_row, &job);
     }
-    fill_report(&job, report);
+    kna__audit_rows(p, index, job.stats);
+    kna__report_rows(p, job.stats, job.audits, report);
     return KNA_OK;
 }

@@ -7,16 +7,7 @@
 #ifndef KNA_NEAREST_H
 #define KNA_NEAREST_H
 
-#include "problem.h"
-
-/* What one row did, for the report. */
-typedef struct nearest_stats {
-    float keys_seen, keys_full, bytes_share, tail_mass;
-    float error_est;   /* negative: not estimated */
-    float audit_error; /* negative: not audited */
-    int32_t stale;
-    bool exact;
-} nearest_stats;
+#include "report.h"
 
 typedef struct nearest_job {
     const kna__problem *problem;
@@ -31,7 +22,7 @@ typedef struct nearest_job {
     float *q_scale, *rest_scale; /* (h_kv, tile * g) */
     float *q_lost;               /* sum |what both left over| (h_kv, tile * g) */
     float *scores;               /* (h_kv, tile * g, ld) */
-    nearest_stats *stats;        /* (m, h) */
+    kna__row_stats *stats;       /* (m, h) */
     float *audits;               /* (m h) errors of the audited rows, for their quantile */
     char *rooms;
     size_t room_bytes;
@@ -47,7 +38,6 @@ typedef struct nearest_room {
     float *topk_scratch; /* 2 ld / 16 + 1 + ld */
     float *work;         /* ld */
     float *values;       /* dv: the row's sum of weighted values */
-    float *audit;        /* dv */
 } nearest_room;
 
 /* The row being worked on. */
@@ -66,7 +56,7 @@ typedef struct nearest_row {
 
 nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes);
 
-void kna__nearest_attend(nearest_row *row, nearest_stats *stats);
+void kna__nearest_attend(nearest_row *row, kna__row_stats *stats);
 
 int kna__attend_nearest(const kna__problem *problem, const kna_index *index, kna_report *report);
 

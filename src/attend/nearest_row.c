@@ -6,21 +6,12 @@
 
 #include <math.h>
 
-enum { EXACT_KEYS = 512 };
-
-static void forbid(float *s, int64_t from, int64_t to)
-{
-    for (int64_t j = from; j < to; j++) {
-        s[j] = -INFINITY;
-    }
-}
-
 /* -inf for what is not seen within the blocks first_block .. end_block - 1. */
 static void cut_edges(nearest_row *row)
 {
     const uint16_t *present = row->job->index->present;
-    forbid(row->s, row->first_block * KNA_BLOCK, row->lo);
-    forbid(row->s, row->hi, row->end_block * KNA_BLOCK);
+    kna__forbid(row->s, row->first_block * KNA_BLOCK, row->lo);
+    kna__forbid(row->s, row->hi, row->end_block * KNA_BLOCK);
     for (int64_t b = row->first_block; b < row->end_block; b++) {
         for (unsigned absent = (unsigned)(uint16_t)~present[b]; absent; absent &= absent - 1) {
             row->s[b * KNA_BLOCK + __builtin_ctz(absent)] = -INFINITY;
@@ -40,50 +31,11 @@ static void see(nearest_row *row)
     for (int64_t c = 0; c < p->d; c++) {
         row->q_l1 += fabsf(row->q[c]);
     }
-    if (!kna__logits_plain(p)) {
-        kna__logits_finish(p, row->head, row->query, row->lo, row->s + row->lo, row->hi - row->lo);
-    }
+    kna__logits_finish(p, row->head, row->query, row->lo, row->s + row->lo, row->hi - row->lo);
     cut_edges(row);
     for (int64_t j = row->lo; j < row->hi; j++) {
         row->seen += row->s[j] > -INFINITY;
     }
-}
-
-/* The next keys the row sees, from `first` on: returns how many, at most EXACT_KEYS, and moves *first to them. */
-static int64_t next_seen(const nearest_row *row, int64_t *first)
-{
-    while (*first < row->hi && !(row->s[*first] > -INFINITY)) {
-        ++*first;
-    }
-    int64_t end = *first;
-    while (end < row->hi && end - *first < EXACT_KEYS && row->s[end] > -INFINITY) {
-        end++;
-    }
-    return end - *first;
-}
-
-/* Exact state over all keys the row sees; no other key is touched: it may be garbage. All approximate logits are in place. */
-static kna__state exact_state(const nearest_row *row, float *values)
-{
-    const kna__problem *p = row->job->problem;
-    float s[EXACT_KEYS], part[KNA_MAX_DIM];
-    kna__state state = { -INFINITY, 0 };
-    memset(values, 0, (size_t)p->dv * sizeof *values);
-    for (int64_t first = row->lo, count; (count = next_seen(row, &first)) > 0; first += count) {
-        p->kernels->dot[p->k.type](s, EXACT_KEYS, row->q, (size_t)p->d, 1, kna__span_at(&p->k, row->kv_head, first), (size_t)count,
-                                   (size_t)p->d);
-        kna__logits_finish(p, row->head, row->query, first, s, count);
-        kna__state chunk = { p->kernels->max(s, (size_t)count), 0 };
-        if (chunk.max == -INFINITY) {
-            continue;
-        }
-        chunk.sum = (double)p->kernels->exp_sum(s, chunk.max, (size_t)count);
-        memset(part, 0, (size_t)p->dv * sizeof *part);
-        p->kernels->mix[p->v.type](part, (size_t)p->dv, s, EXACT_KEYS, 1, kna__span_at(&p->v, row->kv_head, first), (size_t)count,
-                                   (size_t)p->dv);
-        kna__state_join(p->kernels, &state, values, chunk, part, p->dv);
-    }
-    return state;
 }
 
 /*
@@ -152,71 +104,43 @@ static void find_nearest(nearest_row *row, int64_t k)
     row->listed = k;
 }
 
-/* Weight of the sink, which has a share of the softmax too. */
-static double sink_weight(const nearest_row *row, kna__state state)
-{
-    const float *sinks = row->job->problem->options.sinks;
-    return sinks ? exp(fmin((double)sinks[row->head] - (double)state.max, 600)) : 0;
-}
-
-/* Bytes read over bytes exact attention reads: keys scored, values mixed, the scan. */
-static double bytes_share(const nearest_row *row, int64_t keys, int64_t values)
+/* Bytes read: keys scored, values mixed, the scan; in those of one key and its value. */
+static double bytes_read(const nearest_row *row, int64_t keys, int64_t values)
 {
     const nearest_job *job = row->job;
     const kna__problem *p = job->problem;
     double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
     double scan = (double)((row->end_block - row->first_block) * KNA_BLOCK) * (double)(job->index->d4 * 4 + sizeof(float));
-    return row->seen ? ((double)keys * key + (double)values * value + scan) / ((double)row->seen * (key + value)) : 0;
+    return row->seen ? ((double)keys * key + (double)values * value + scan) / (key + value) : 0;
 }
 
-static bool is_audited(const nearest_row *row)
-{
-    return kna__is_audited(row->job->problem, row->head, row->query);
-}
-
-static void audit_row(nearest_row *row, nearest_stats *stats)
-{
-    const kna__problem *p = row->job->problem;
-    kna__state state = exact_state(row, row->room.audit);
-    const float *out = kna__out_at(p, row->head, row->query);
-    double sink = p->options.sinks ? exp((double)p->options.sinks[row->head] - (double)state.max) : 0;
-    double difference = 0, norm = 0;
-    for (int64_t c = 0; c < p->dv; c++) {
-        double truth = (double)row->room.audit[c] / (state.sum + sink), off = (double)out[c] - truth;
-        difference += off * off;
-        norm += truth * truth;
-    }
-    stats->audit_error = (float)(norm > 0 ? sqrt(difference / norm) : sqrt(difference));
-}
-
-static void attend_exact(nearest_row *row, nearest_stats *stats)
+static void attend_exact(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     stats->exact = true;
     stats->keys_full = (float)row->seen;
-    stats->bytes_share = (float)bytes_share(row, row->seen, row->seen);
-    stats->audit_error = is_audited(row) ? 0 : -1;
-    kna__state state = exact_state(row, row->room.values);
+    stats->read = bytes_read(row, row->seen, row->seen);
+    stats->audit_error = kna__is_audited(p, row->head, row->query) ? 0 : -1;
+    kna__state state = kna__exact_row(p, row->job->index, row->head, row->query, row->q, row->room.values);
     kna__state_write(p, row->head, row->query, state, row->room.values);
 }
 
 /* The tail is dropped; its mass is known from the scan all the same. */
-static void attend_topk(nearest_row *row, nearest_stats *stats)
+static void attend_topk(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
     find_nearest(row, p->options.k_near);
-    kna__state state = { p->kernels->max(room->exact, (size_t)row->listed), 0 };
+    kna__state state = kna__soften(p->kernels, room->exact, row->listed);
     memcpy(room->work, row->s + first, (size_t)count * sizeof(float));
     double all = (double)p->kernels->exp_sum(room->work, state.max, (size_t)count);
     double scanned = 0; /* what the scan took the listed keys for: their true weights replace it */
     for (int64_t i = 0; i < row->listed; i++) {
         scanned += (double)room->work[room->ids[i] - first];
     }
-    state.sum = (double)p->kernels->exp_sum(room->exact, state.max, (size_t)row->listed);
     double tail = fmax(0, all - scanned);
-    stats->tail_mass = (float)(tail / (tail + state.sum + sink_weight(row, state)));
+    stats->tail_mass = (float)(tail / (tail + state.sum + kna__sink_weight(p, row->head, state.max)));
     stats->stale = row->stale;
     memset(room->values, 0, (size_t)p->dv * sizeof(float));
     p->kernels->mix_at[p->v.type](room->values, room->exact, kna__span_at(&p->v, row->kv_head, 0), room->ids, (size_t)row->listed,
@@ -224,7 +148,7 @@ static void attend_topk(nearest_row *row, nearest_stats *stats)
     kna__state_write(p, row->head, row->query, state, room->values);
 }
 
-void kna__nearest_attend(nearest_row *row, nearest_stats *stats)
+void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     memset(stats, 0, sizeof *stats);
@@ -237,8 +161,5 @@ void kna__nearest_attend(nearest_row *row, nearest_stats *stats)
     }
     attend_topk(row, stats);
     stats->keys_full = (float)row->listed;
-    stats->bytes_share = (float)bytes_share(row, row->scored, row->listed);
-    if (is_audited(row)) {
-        audit_row(row, stats);
-    }
+    stats->read = bytes_read(row, row->scored, row->listed);
 }

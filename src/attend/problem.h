@@ -9,6 +9,11 @@
 
 #include "../index/index.h"
 
+#include <math.h>
+
+/* Query rows per KV head up to which keys are streamed instead of packed for matrix products. */
+enum { KNA_DECODE_ROWS = 16 };
+
 typedef struct kna__problem {
     kna_context *context;
     const kna__kernels *kernels;
@@ -60,18 +65,29 @@ static inline void kna__visible(const kna__problem *p, int64_t query, int64_t *l
 }
 
 /* logits.c - scaled products of keys first .. first+count-1 to logits: soft cap, mask, slopes. */
-bool kna__logits_plain(const kna__problem *problem); /* nothing to do */
 void kna__logits_finish(const kna__problem *problem, int64_t head, int64_t query, int64_t first, float *s, int64_t count);
-/* The same for scattered keys. */
+/* And -inf for those the query does not see by causality and window. */
+void kna__logits_seen(const kna__problem *problem, int64_t head, int64_t query, int64_t first, float *s, int64_t count);
+/* logits_finish() for scattered keys. */
 void kna__logits_finish_at(const kna__problem *problem, int64_t head, int64_t query, const int32_t *ids, float *s, int64_t count);
 /* Whether the mask forbids all of keys first .. first+count-1 to the query. */
 bool kna__mask_forbids(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
 /* Whether it adds nothing to them. */
 bool kna__mask_is_zero(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
+/* The first of keys key .. end - 1 that it allows, or that it forbids; `end`: there is none. */
+int64_t kna__mask_next(const kna__problem *problem, int64_t head, int64_t query, int64_t key, int64_t end, bool allowed);
 /* How many of keys lo .. hi-1 it allows. */
 int64_t kna__mask_allows(const kna__problem *problem, int64_t head, int64_t query, int64_t lo, int64_t hi);
 /* Queries of one head, rows q_first .. +count (numbered as above), as f32 times the scale: out (count, d). */
 void kna__queries_read(const kna__problem *problem, float *out, int64_t kv_head, int64_t row, int64_t count);
+
+/* -inf from s[from] up to s[end - 1]. */
+static inline void kna__forbid(float *s, int64_t from, int64_t end)
+{
+    for (int64_t j = from; j < end; j++) {
+        s[j] = -INFINITY;
+    }
+}
 
 /*
  * A softmax state: max logit, sum of exp(logit - max), and the sum of exp(logit - max) * value (dv floats beside it).
@@ -81,6 +97,24 @@ typedef struct kna__state {
     float max;
     double sum;
 } kna__state;
+
+/* Logits to weights, in place, and what they add up to; where all are -inf the weights are 0. */
+static inline kna__state kna__soften(const kna__kernels *kernels, float *s, int64_t count)
+{
+    kna__state state = { kernels->max(s, (size_t)count), 0 };
+    if (state.max > -INFINITY) {
+        state.sum = (double)kernels->exp_sum(s, state.max, (size_t)count);
+    } else {
+        memset(s, 0, (size_t)count * sizeof *s);
+    }
+    return state;
+}
+
+/* What a head's sink, if there is one, adds to a sum of weights relative to exp(max). */
+static inline double kna__sink_weight(const kna__problem *p, int64_t head, float max)
+{
+    return p->options.sinks ? exp(fmin((double)p->options.sinks[head] - (double)max, 700)) : 0;
+}
 
 /* state.c - join b into a; write the row's result (sink logit and lse included). */
 void kna__state_join(const kna__kernels *kernels, kna__state *a, float *a_values, kna__state b, const float *b_values, int64_t dv);

@@ -44,22 +44,13 @@ static bool is_forbidden(const kna__tile *tile, int64_t first, int64_t count)
     return true;
 }
 
-/* Logits of one row; -inf outside what its query sees. Returns their maximum. */
+/* Logits of one row; returns their maximum. */
 static float finish_row(const kna__tile *tile, int64_t r, int64_t first, int64_t count)
 {
     const kna__problem *p = tile->problem;
-    int64_t row = tile->row + r, query = row / p->g, lo, hi;
+    int64_t row = tile->row + r;
     float *s = tile->s + r * KNA_TILE_KEYS;
-    if (!kna__logits_plain(p)) {
-        kna__logits_finish(p, tile->kv_head * p->g + row % p->g, query, first, s, count);
-    }
-    kna__visible(p, query, &lo, &hi);
-    for (int64_t j = 0; j < count && j < lo - first; j++) {
-        s[j] = -INFINITY;
-    }
-    for (int64_t j = hi > first ? hi - first : 0; j < count; j++) {
-        s[j] = -INFINITY;
-    }
+    kna__logits_seen(p, tile->kv_head * p->g + row % p->g, row / p->g, first, s, count);
     return p->kernels->max(s, (size_t)count);
 }
 

@@ -5,106 +5,68 @@
 /* Rows written in a formed piece before it is opened; until then the clusters they are in are read in full. */
 enum { TOUCHED_MOST = 32 };
 
-typedef struct layout {
-    size_t key, value, number, short_number, member, flag, piece;
-} layout;
+/* All arrays lie in one block; a walk goes over it, array after array, and over the block that it replaces, if there is one. */
+typedef struct walk {
+    kna__cutter to, from;
+    int64_t pieces, old_pieces;
+} walk;
 
-static layout layout_of(const kna_index *index, int64_t pieces)
+/* The next array: so many bytes per piece for each head. What the old one held is taken over. */
+static void *place(walk *w, int64_t heads, size_t bytes)
 {
-    size_t slots = kna__size_product((size_t)index->heads, (size_t)pieces * KNA_SLOTS);
-    layout bytes;
-    bytes.key = kna__size_product(slots, (size_t)index->d * sizeof(uint16_t));
-    bytes.value = kna__size_product(slots, (size_t)index->dv * sizeof(uint16_t));
-    bytes.number = kna__size_product(slots, sizeof(float));
-    bytes.short_number = kna__size_product(slots, sizeof(uint16_t));
-    bytes.member = kna__size_product(slots, KNA_PIECE / KNA_SLOTS * sizeof(uint16_t));
-    bytes.flag = slots;
-    bytes.piece = (size_t)pieces;
-    return bytes;
+    size_t all = kna__size_product((size_t)w->pieces, bytes), old = kna__size_product((size_t)w->old_pieces, bytes);
+    char *to = kna__cut(&w->to, (size_t)heads, all);
+    const char *from = kna__cut(&w->from, (size_t)heads, old);
+    for (int64_t head = 0; to && from && head < heads; head++) {
+        memcpy(to + (size_t)head * all, from + (size_t)head * old, old);
+    }
+    return to;
+}
+
+/* An array more is a line more. */
+static void place_all(kna__clusters *c, const kna_index *index, walk *w)
+{
+    const size_t slots = KNA_SLOTS, rows = KNA_PIECE, d = (size_t)index->d, dv = (size_t)index->dv;
+    c->key = place(w, index->heads, slots * d * sizeof *c->key);
+    c->value = place(w, index->heads, slots * dv * sizeof *c->value);
+    c->spread = place(w, index->heads, slots * sizeof *c->spread);
+    c->deviation = place(w, index->heads, slots * sizeof *c->deviation);
+    c->norm = place(w, index->heads, slots * sizeof *c->norm);
+    c->count = place(w, index->heads, slots * sizeof *c->count);
+    c->first = place(w, index->heads, slots * sizeof *c->first);
+    c->member = place(w, index->heads, rows * sizeof *c->member);
+    c->always = place(w, index->heads, slots * sizeof *c->always);
+    c->state = place(w, 1, sizeof *c->state);
+    c->touched = place(w, 1, sizeof *c->touched);
+    c->capacity = w->pieces;
+    c->bytes = w->to.used;
 }
 
 size_t kna__clusters_bytes(const kna_index *index)
 {
-    layout b = layout_of(index, index->clusters.capacity);
-    return b.key + b.value + 3 * b.number + 2 * b.short_number + b.member + b.flag + 2 * b.piece;
-}
-
-static void release(kna_index *index, kna__clusters *c)
-{
-    layout b = layout_of(index, c->capacity);
-    kna__release(index->heap, c->key, b.key);
-    kna__release(index->heap, c->value, b.value);
-    kna__release(index->heap, c->spread, b.number);
-    kna__release(index->heap, c->deviation, b.number);
-    kna__release(index->heap, c->norm, b.number);
-    kna__release(index->heap, c->count, b.short_number);
-    kna__release(index->heap, c->first, b.short_number);
-    kna__release(index->heap, c->member, b.member);
-    kna__release(index->heap, c->always, b.flag);
-    kna__release(index->heap, c->state, b.piece);
-    kna__release(index->heap, c->touched, b.piece);
+    return index->clusters.bytes;
 }
 
 void kna__clusters_release(kna_index *index)
 {
-    release(index, &index->clusters);
+    kna__release(index->heap, index->clusters.block, index->clusters.bytes);
     memset(&index->clusters, 0, sizeof index->clusters);
-}
-
-static void move(void *to, const void *from, int64_t heads, size_t to_bytes, size_t from_bytes)
-{
-    for (int64_t head = 0; head < heads && from_bytes; head++) {
-        memcpy((char *)to + (size_t)head * (to_bytes / (size_t)heads),
-               (const char *)from + (size_t)head * (from_bytes / (size_t)heads), from_bytes / (size_t)heads);
-    }
-}
-
-static bool allocate(kna_index *index, kna__clusters *c)
-{
-    layout b = layout_of(index, c->capacity);
-    c->key = kna__allocate(index->heap, b.key);
-    c->value = kna__allocate(index->heap, b.value);
-    c->spread = kna__allocate(index->heap, b.number);
-    c->deviation = kna__allocate(index->heap, b.number);
-    c->norm = kna__allocate(index->heap, b.number);
-    c->count = kna__allocate(index->heap, b.short_number);
-    c->first = kna__allocate(index->heap, b.short_number);
-    c->member = kna__allocate(index->heap, b.member);
-    c->always = kna__allocate(index->heap, b.flag);
-    c->state = kna__allocate(index->heap, b.piece);
-    c->touched = kna__allocate(index->heap, b.piece);
-    if (!c->key || !c->value || !c->spread || !c->deviation || !c->norm || !c->count || !c->first || !c->member || !c->always ||
-        !c->state || !c->touched) {
-        return false;
-    }
-    memset(c->state, KNA_PIECE_OPEN, b.piece);
-    memset(c->touched, 0, b.piece);
-    return true;
 }
 
 static int grow(kna_context *context, kna_index *index, int64_t pieces)
 {
-    kna__clusters bigger = { 0 }, *old = &index->clusters;
-    layout b = layout_of(index, pieces), before = layout_of(index, old->capacity);
-    bigger.capacity = pieces;
-    if (!allocate(index, &bigger)) {
-        release(index, &bigger);
+    kna__clusters bigger, *old = &index->clusters;
+    walk counting = { .pieces = pieces };
+    place_all(&bigger, index, &counting);
+    bigger.block = kna__allocate(index->heap, bigger.bytes);
+    if (!bigger.block) {
         return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %lld rows", (long long)(pieces * KNA_PIECE));
     }
-    move(bigger.key, old->key, index->heads, b.key, before.key);
-    move(bigger.value, old->value, index->heads, b.value, before.value);
-    move(bigger.spread, old->spread, index->heads, b.number, before.number);
-    move(bigger.deviation, old->deviation, index->heads, b.number, before.number);
-    move(bigger.norm, old->norm, index->heads, b.number, before.number);
-    move(bigger.count, old->count, index->heads, b.short_number, before.short_number);
-    move(bigger.first, old->first, index->heads, b.short_number, before.short_number);
-    move(bigger.member, old->member, index->heads, b.member, before.member);
-    move(bigger.always, old->always, index->heads, b.flag, before.flag);
-    if (old->capacity) {
-        memcpy(bigger.state, old->state, before.piece);
-        memcpy(bigger.touched, old->touched, before.piece);
-    }
-    release(index, old);
+    walk moving = { { bigger.block, 0 }, { old->block, 0 }, pieces, old->capacity };
+    place_all(&bigger, index, &moving);
+    memset(bigger.state + old->capacity, KNA_PIECE_OPEN, (size_t)(pieces - old->capacity));
+    memset(bigger.touched + old->capacity, 0, (size_t)(pieces - old->capacity));
+    kna__clusters_release(index);
     *old = bigger;
     return KNA_OK;
 }

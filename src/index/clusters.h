@@ -16,7 +16,8 @@
 
 enum {
     KNA_PIECE = 256,
-    KNA_SLOTS = 16, /* per piece: clusters of 16 keys on average */
+    KNA_SLOTS = 16, /* clusters per piece */
+    KNA_MEMBERS = KNA_PIECE / KNA_SLOTS, /* keys per cluster, in the mean */
     KNA_SEGMENT_PIECES = 4,
     KNA_SEGMENT = KNA_PIECE * KNA_SEGMENT_PIECES,
     KNA_FIRST_ROWS = 16 /* never in a cluster */
@@ -25,6 +26,8 @@ enum {
 enum { KNA_PIECE_OPEN, KNA_PIECE_ALONE, KNA_PIECE_MERGED };
 
 typedef struct kna__clusters {
+    char *block;      /* all that follow */
+    size_t bytes;     /* of it */
     int64_t capacity; /* pieces */
     uint16_t *key;    /* (heads, slots, d) f16: mean key */
     uint16_t *value;  /* (heads, slots, dv) f16: mean value */
@@ -77,6 +80,7 @@ int kna__metric_reserve(kna_context *context, kna_index *index);
 void kna__metric_release(kna_index *index);
 /* Add rows of one head's queries, (rows,d) at ldq floats; heads may be added by different threads. */
 void kna__metric_add(kna_index *index, const kna__kernels *kernels, int64_t head, const float *q, int64_t rows, int64_t ldq);
+/* Whether it waits for a first query; never beyond KNA_METRIC_DIM columns, where it learns nothing. */
 bool kna__metric_is_empty(const kna_index *index);
 /*
  * The factor L, (d,d) lower triangle of S = L L', so that |(k - k') L|^2 is what the logits of k and k' differ by, squared, in
@@ -85,7 +89,7 @@ bool kna__metric_is_empty(const kna_index *index);
 void kna__metric_factor(const kna_index *index, int64_t head, float *factor, double *trace);
 enum { KNA_METRIC_DIM = 256 };
 
-/* kmeans.c - divide rows x (n,dim) into `clusters` groups: assigned[i] < clusters. All arrays of a room are the caller's. */
+/* kmeans.c - divide rows x (n,dim) into `clusters` groups: assigned[i] < clusters. */
 typedef struct kna__kmeans_room {
     float *norm;              /* n */
     float *at;                /* n */
@@ -96,9 +100,11 @@ typedef struct kna__kmeans_room {
     float *low, *high, *axis; /* dim */
     float *centre;            /* (clusters, dim) */
     float *turned;            /* (dim, clusters) */
-    float *product;           /* (64, clusters) */
+    float *product;           /* (rows of a tile, clusters) */
     float *size;              /* clusters: |centre|^2 */
 } kna__kmeans_room;
+/* Room for at most so many rows, columns and groups, cut off a block. */
+void kna__kmeans_cut(kna__kmeans_room *room, size_t rows, size_t dim, size_t clusters, kna__cutter *cutter);
 void kna__kmeans(const kna__kernels *kernels, int32_t *assigned, const float *x, int64_t n, int64_t dim, int64_t clusters,
                  const kna__kmeans_room *room);
 
@@ -109,5 +115,12 @@ typedef struct kna__unit {
 } kna__unit;
 int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, const kna__unit *units,
                        int64_t count);
+/*
+ * All units that end at or before row `limit`, a whole segment `late` rows later, a piece a quarter of that: those of which every
+ * row is present and `sees` says yes (NULL: to all). Four pieces become a segment where they can.
+ */
+typedef bool (*kna__sees)(const void *argument, int64_t first, int64_t count);
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument);
 
 #endif

@@ -104,7 +104,7 @@ static int check_view(kna_context *context, const kna_rows *rows, const char *na
     return KNA_OK;
 }
 
-static int check_rows(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v)
+int kna__index_check(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v)
 {
     if (!index || !k || !v) {
         return KNA_FAIL(context, KNA_EINVAL, "index: index, keys and values must not be null");
@@ -122,7 +122,7 @@ static int check_rows(kna_context *context, const kna_index *index, const kna_ro
 int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t first, int64_t count)
 {
     context->message[0] = 0;
-    KNA_TRY(check_rows(context, index, k, v));
+    KNA_TRY(kna__index_check(context, index, k, v));
     if (k->rows > KNA_MAX_ROWS) {
         return KNA_FAIL(context, KNA_ELIMIT, "index: %lld rows are above the limit %d", (long long)k->rows, KNA_MAX_ROWS);
     }
@@ -135,6 +135,7 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     }
     KNA_TRY(kna__index_reserve(context, index, first + count));
     for (int64_t row = first; row < first + count; row++) {
+        index->present_rows += !kna__index_has(index, row);
         index->present[row / KNA_BLOCK] |= (uint16_t)(1u << row % KNA_BLOCK);
     }
     index->rows = index->rows > first + count ? index->rows : first + count;
@@ -146,36 +147,6 @@ int kna_index_update(kna_context *context, kna_index *index, const kna_rows *k, 
     job.blocks = (first + count - 1) / KNA_BLOCK - job.first_block + 1;
     int threads = count * index->heads < 64 ? 1 : context->threads; /* a few rows cost less than waking a thread */
     kna__parallel_for(threads, (job.blocks + TASK_BLOCKS - 1) / TASK_BLOCKS, encode_task, &job);
-    return KNA_OK;
-}
-
-int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t rows)
-{
-    kna__unit units[64];
-    int64_t count = 0;
-    context->message[0] = 0;
-    KNA_TRY(check_rows(context, index, k, v));
-    if (rows < 0 || rows > index->rows || rows > k->rows) {
-        return KNA_FAIL(context, KNA_EINVAL, "index: %lld rows to form, %lld covered, %lld given", (long long)rows,
-                        (long long)index->rows, (long long)k->rows);
-    }
-    if (index->method != KNA_KNN || !index->moment || kna__metric_is_empty(index)) {
-        return KNA_OK;
-    }
-    KNA_TRY(kna__clusters_reserve(context, index, rows));
-    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= rows;) {
-        bool whole = piece % KNA_SEGMENT_PIECES == 0 && (piece + KNA_SEGMENT_PIECES) * KNA_PIECE <= rows;
-        int64_t pieces = whole ? KNA_SEGMENT_PIECES : 1;
-        bool open = index->clusters.state[piece] == KNA_PIECE_OPEN;
-        if (open && kna__index_has_all(index, piece * KNA_PIECE, (piece + pieces) * KNA_PIECE)) {
-            units[count++] = (kna__unit){ piece, whole };
-        }
-        piece += pieces;
-        if (count == 64 || (piece + 1) * KNA_PIECE > rows) {
-            KNA_TRY(kna__clusters_form(context, index, k, v, units, count));
-            count = 0;
-        }
-    }
     return KNA_OK;
 }
 
@@ -191,13 +162,12 @@ static bool row_is_stale(const kna__kernels *kernels, const kna_index *index, co
 /* The first of the first n rows that is present, from `row` on, round the end; -1: none is. */
 static int64_t present_from(const kna_index *index, int64_t row, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = row + i < n ? row + i : row + i - n;
-        if (kna__index_has(index, at)) {
-            return at;
-        }
+    int64_t at = kna__index_next(index, row, n, true);
+    if (at == n) {
+        at = kna__index_next(index, 0, row, true);
+        return at < row ? at : -1;
     }
-    return -1;
+    return at;
 }
 
 int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k, const kna_rows *v,
@@ -208,7 +178,7 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
         return KNA_FAIL(context, KNA_EINVAL, "index: stale must not be null");
     }
     *stale = 0;
-    KNA_TRY(check_rows(context, index, k, v));
+    KNA_TRY(kna__index_check(context, index, k, v));
     if (samples < 0) {
         return KNA_FAIL(context, KNA_EINVAL, "index: samples = %lld must not be negative", (long long)samples);
     }
@@ -219,7 +189,7 @@ int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index
         if (row < 0) {
             break;
         }
-        *stale += index->method == KNA_KNN ? kna__cluster_is_stale(context->kernels, index, k, v, head, row / KNA_SLOTS)
+        *stale += index->method == KNA_KNN ? kna__cluster_is_stale(context->kernels, index, k, v, head, row / KNA_MEMBERS)
                                            : row_is_stale(context->kernels, index, k, head, row);
     }
     return KNA_OK;

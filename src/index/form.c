@@ -42,19 +42,7 @@ static form_room cut_room(const kna_index *index, int64_t unit_rows, char *base,
     room.factor = kna__cut(&cutter, d * d, sizeof(float));
     room.mean = kna__cut(&cutter, dim, sizeof(float));
     room.assigned = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.norm = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.at = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.copy = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.ones = kna__cut(&cutter, rows, sizeof(float));
-    room.kmeans.order = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.moved = kna__cut(&cutter, rows, sizeof(int32_t));
-    room.kmeans.low = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.high = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.axis = kna__cut(&cutter, dim, sizeof(float));
-    room.kmeans.centre = kna__cut(&cutter, clusters * dim, sizeof(float));
-    room.kmeans.turned = kna__cut(&cutter, clusters * dim, sizeof(float));
-    room.kmeans.product = kna__cut(&cutter, 64 * clusters, sizeof(float));
-    room.kmeans.size = kna__cut(&cutter, clusters, sizeof(float));
+    kna__kmeans_cut(&room.kmeans, rows, dim, clusters, &cutter);
     *bytes = cutter.used;
     return room;
 }
@@ -68,11 +56,9 @@ static float normalise(const form_job *job, float *mean, float *x, int64_t n, in
         job->kernels->axpy(mean, 1.0f / (float)n, x + i * dim + at, (size_t)width);
     }
     for (int64_t i = 0; i < n; i++) {
-        float *row = x + i * dim + at, sum;
-        kna__span span = { (const char *)row, 0, NULL };
+        float *row = x + i * dim + at;
         job->kernels->axpy(row, -1.0f, mean, (size_t)width);
-        job->kernels->dot[KNA_F32](&sum, 1, row, 0, 1, span, 1, (size_t)width);
-        square += (double)sum;
+        square += (double)kna__square(job->kernels, row, width);
     }
     float factor = square > 0 && isfinite(square) ? level * (float)sqrt((double)n / square) : 0;
     for (int64_t i = 0; i < n; i++) {
@@ -88,12 +74,12 @@ static void to_f16(uint16_t *out, const float *x, int64_t n)
     }
 }
 
-/* Mean squared distance of the members' columns at .. at + width from their mean; and that mean of `rows` into f16. */
 typedef struct group {
     const uint16_t *member;
     int64_t n, origin; /* members are counted from the unit's first row, arrays start at row `origin` of it */
 } group;
 
+/* Mean of the members' rows. */
 static void mean_row(const form_job *job, float *mean, const group *g, const float *rows, int64_t width)
 {
     memset(mean, 0, (size_t)width * sizeof *mean);
@@ -103,6 +89,7 @@ static void mean_row(const form_job *job, float *mean, const group *g, const flo
     job->kernels->scale(mean, 1.0f / (float)g->n, (size_t)width);
 }
 
+/* Mean squared distance of the members' columns at .. at + width from their mean. */
 static double variance(const form_job *job, float *mean, const group *g, const float *x, int64_t dim, int64_t at, int64_t width)
 {
     double sum = 0;
@@ -164,9 +151,7 @@ static void summarise(const form_job *job, form_room *room, int64_t head, int64_
     to_f16(c->value + at * index->dv, room->mean, index->dv);
     mean_row(job, room->mean, &g, room->k, index->d);
     to_f16(c->key + at * index->d, room->mean, index->d);
-    kna__span row = { (const char *)room->mean, 0, NULL };
-    job->kernels->dot[KNA_F32](&c->norm[at], 1, room->mean, 0, 1, row, 1, (size_t)index->d);
-    c->norm[at] = sqrtf(c->norm[at]);
+    c->norm[at] = sqrtf(kna__square(job->kernels, room->mean, index->d));
 }
 
 static void form_task(void *argument, int64_t task, int worker)
@@ -189,7 +174,7 @@ static void form_task(void *argument, int64_t task, int worker)
                                  (size_t)n, (size_t)dv);
     float key_factor = normalise(job, room.mean, room.x, n, dim, 0, d, 1);
     float value_factor = normalise(job, room.mean, room.x, n, dim, d, dv, VALUE_WEIGHT);
-    kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_SLOTS, &room.kmeans);
+    kna__kmeans(job->kernels, room.assigned, room.x, n, dim, n / KNA_MEMBERS, &room.kmeans);
 
     list_members(index, head, unit, slots, origin, room.assigned, n);
     double by_key = key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0;
@@ -249,4 +234,66 @@ int kna__clusters_form(kna_context *context, kna_index *index, const kna_rows *k
         memset(index->clusters.touched + units[i].piece, 0, (size_t)pieces);
     }
     return KNA_OK;
+}
+
+/* ---- which units */
+
+enum { UNITS_AT_ONCE = 64 };
+
+typedef struct forming {
+    const kna_index *index;
+    int64_t limit;
+    kna__sees sees;
+    const void *argument;
+} forming;
+
+static bool can_form(const forming *f, int64_t piece, int64_t rows, int64_t late)
+{
+    int64_t row = piece * KNA_PIECE, first = row ? row : KNA_FIRST_ROWS, end = row + rows;
+    return end + late <= f->limit && kna__index_has_all(f->index, first, end) &&
+           (!f->sees || f->sees(f->argument, first, end - first));
+}
+
+static bool is_whole(const kna__clusters *c, int64_t piece)
+{
+    return piece % KNA_SEGMENT_PIECES == 0 && c->state[piece] == KNA_PIECE_MERGED;
+}
+
+int kna__clusters_form_ready(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t limit,
+                             int64_t late, kna__sees sees, const void *argument)
+{
+    const forming f = { index, limit, sees, argument };
+    const kna__clusters *c = &index->clusters;
+    kna__unit units[UNITS_AT_ONCE];
+    int64_t count = 0;
+    for (int64_t piece = 0; (piece + 1) * KNA_PIECE <= limit;) {
+        bool whole = is_whole(c, piece);
+        if (!whole && piece % KNA_SEGMENT_PIECES == 0 && can_form(&f, piece, KNA_SEGMENT, late)) {
+            units[count++] = (kna__unit){ piece, true };
+            whole = true;
+        } else if (c->state[piece] == KNA_PIECE_OPEN && can_form(&f, piece, KNA_PIECE, late / KNA_SEGMENT_PIECES)) {
+            units[count++] = (kna__unit){ piece, false };
+        }
+        piece += whole ? KNA_SEGMENT_PIECES : 1;
+        if (count == UNITS_AT_ONCE) {
+            KNA_TRY(kna__clusters_form(context, index, k, v, units, count));
+            count = 0;
+        }
+    }
+    return kna__clusters_form(context, index, k, v, units, count);
+}
+
+int kna_index_form(kna_context *context, kna_index *index, const kna_rows *k, const kna_rows *v, int64_t rows)
+{
+    context->message[0] = 0;
+    KNA_TRY(kna__index_check(context, index, k, v));
+    if (rows < 0 || rows > index->rows || rows > k->rows) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: %lld rows to form, %lld covered, %lld given", (long long)rows,
+                        (long long)index->rows, (long long)k->rows);
+    }
+    if (index->method != KNA_KNN || kna__metric_is_empty(index)) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__clusters_reserve(context, index, rows));
+    return kna__clusters_form_ready(context, index, k, v, rows, 0, NULL, NULL);
 }

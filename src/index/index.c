@@ -78,33 +78,28 @@ size_t kna_index_bytes(const kna_index *index)
     return sizeof *index + bytes.packed + bytes.scales + bytes.present + kna__clusters_bytes(index) + kna__metric_bytes(index);
 }
 
-bool kna__index_has_all(const kna_index *index, int64_t first, int64_t end)
+int64_t kna__index_next(const kna_index *index, int64_t row, int64_t end, bool present)
 {
-    for (int64_t row = first; row < end;) {
-        if (row % KNA_BLOCK == 0 && row + KNA_BLOCK <= end && index->present[row / KNA_BLOCK] == UINT16_MAX) {
-            row += KNA_BLOCK;
-        } else if (kna__index_has(index, row)) {
-            row++;
-        } else {
-            return false;
-        }
+    if (index->present_rows == index->rows && end <= index->rows) {
+        return present && row < end ? row : end; /* nothing is missing: the hot path */
     }
-    return true;
+    while (row < end) {
+        unsigned here = index->present[row / KNA_BLOCK];
+        unsigned wanted = (present ? here : ~here & UINT16_MAX) >> row % KNA_BLOCK;
+        if (wanted) {
+            row += __builtin_ctz(wanted);
+            return row < end ? row : end;
+        }
+        row = (row / KNA_BLOCK + 1) * KNA_BLOCK;
+    }
+    return end;
 }
 
 int64_t kna__index_gaps(const kna_index *index, int64_t n)
 {
     int64_t gaps = 0;
-    bool before = true;
-    for (int64_t row = 0; row < n;) {
-        if (row % KNA_BLOCK == 0 && row + KNA_BLOCK <= n && index->present[row / KNA_BLOCK] == UINT16_MAX) {
-            before = true;
-            row += KNA_BLOCK;
-            continue;
-        }
-        bool here = kna__index_has(index, row++);
-        gaps += before && !here;
-        before = here;
+    for (int64_t row = 0; (row = kna__index_next(index, row, n, false)) < n; gaps++) {
+        row = kna__index_next(index, row, n, true);
     }
     return gaps;
 }
@@ -165,6 +160,7 @@ int kna_index_remove(kna_context *context, kna_index *index, int64_t first, int6
     }
     int64_t end = first + count < index->rows ? first + count : index->rows;
     for (int64_t row = first; row < end; row++) {
+        index->present_rows -= kna__index_has(index, row);
         index->present[row / KNA_BLOCK] &= (uint16_t)~(1u << row % KNA_BLOCK);
     }
     kna__clusters_remove(index, first, end - first);

@@ -19,6 +19,7 @@ struct kna_index {
     int64_t rows;      /* covered: one past the highest row updated */
     int64_t capacity;  /* blocks allocated per head */
     uint16_t *present; /* (capacity) bit r: row 16 b + r; the same for all heads */
+    int64_t present_rows;
 
     /* top-k */
     uint8_t *packed;   /* (heads, capacity, d4, 16, 4), see scan() in kernel.h */
@@ -60,10 +61,19 @@ static inline kna__span kna__row_span(const kna_rows *rows, int64_t head, int64_
     return span;
 }
 
-/* Whether all rows first .. end - 1 are present. */
-bool kna__index_has_all(const kna_index *index, int64_t first, int64_t end);
+/* The first of rows row .. end - 1 that is present, or that is not; `end`: there is none. */
+int64_t kna__index_next(const kna_index *index, int64_t row, int64_t end, bool present);
+
+static inline bool kna__index_has_all(const kna_index *index, int64_t first, int64_t end)
+{
+    return kna__index_next(index, first, end, false) >= end;
+}
+
 /* Runs of rows not present among the first n. */
 int64_t kna__index_gaps(const kna_index *index, int64_t n);
+
+/* encode.c - whether keys and values are such as the index describes; a message says what is wrong. */
+int kna__index_check(kna_context *context, const kna_index *index, const kna_rows *k, const kna_rows *v);
 
 /* Room for `rows` rows. */
 int kna__index_reserve(kna_context *context, kna_index *index, int64_t rows);

@@ -13,7 +13,24 @@
 
 #include <math.h>
 
-enum { LEAF = 16, HALVINGS = 2, STEPS = 3, TILE = 64 };
+enum { LEAF = KNA_MEMBERS, HALVINGS = 2, STEPS = 3, TILE = 64 };
+
+void kna__kmeans_cut(kna__kmeans_room *room, size_t rows, size_t dim, size_t clusters, kna__cutter *cutter)
+{
+    room->norm = kna__cut(cutter, rows, sizeof(float));
+    room->at = kna__cut(cutter, rows, sizeof(float));
+    room->copy = kna__cut(cutter, rows, sizeof(float));
+    room->ones = kna__cut(cutter, rows, sizeof(float));
+    room->order = kna__cut(cutter, rows, sizeof(int32_t));
+    room->moved = kna__cut(cutter, rows, sizeof(int32_t));
+    room->low = kna__cut(cutter, dim, sizeof(float));
+    room->high = kna__cut(cutter, dim, sizeof(float));
+    room->axis = kna__cut(cutter, dim, sizeof(float));
+    room->centre = kna__cut(cutter, clusters * dim, sizeof(float));
+    room->turned = kna__cut(cutter, clusters * dim, sizeof(float));
+    room->product = kna__cut(cutter, TILE * clusters, sizeof(float));
+    room->size = kna__cut(cutter, clusters, sizeof(float));
+}
 
 typedef struct tree {
     const kna__kernels *kernels;
@@ -112,11 +129,10 @@ static void centres_of(const tree *t, const int32_t *assigned, int64_t n, int64_
     }
     for (int64_t c = 0; c < clusters; c++) {
         float *centre = room->centre + (size_t)c * t->dim;
-        kna__span row = { (const char *)centre, 0, NULL };
         if (members[c] > 0) {
             t->kernels->scale(centre, 1.0f / members[c], t->dim);
         }
-        t->kernels->dot[KNA_F32](&room->size[c], 1, centre, 0, 1, row, 1, t->dim);
+        room->size[c] = kna__square(t->kernels, centre, (int64_t)t->dim);
     }
 }
 
@@ -148,8 +164,7 @@ void kna__kmeans(const kna__kernels *kernels, int32_t *assigned, const float *x,
 {
     tree t = { kernels, room, x, (size_t)dim };
     for (int64_t i = 0; i < n; i++) {
-        kna__span row = { (const char *)(x + i * dim), 0, NULL };
-        kernels->dot[KNA_F32](&room->norm[i], 1, x + i * dim, 0, 1, row, 1, t.dim);
+        room->norm[i] = kna__square(kernels, x + i * dim, dim);
         room->ones[i] = 1;
         room->order[i] = (int32_t)i;
     }

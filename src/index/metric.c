@@ -56,7 +56,7 @@ void kna__metric_add(kna_index *index, const kna__kernels *kernels, int64_t head
 
 bool kna__metric_is_empty(const kna_index *index)
 {
-    return index->moment && moment_of(index, 0)[index->d * index->d] == 0;
+    return index->d <= KNA_METRIC_DIM && (!index->moment || moment_of(index, 0)[index->d * index->d] == 0);
 }
 
 static void identity(float *factor, int64_t d, double *trace)

@@ -82,6 +82,15 @@ typedef struct kna__kernels {
                  const float *scales, size_t blocks, size_t d4);
 } kna__kernels;
 
+/* |x|^2. */
+static inline float kna__square(const kna__kernels *kernels, const float *x, int64_t n)
+{
+    kna__span row = { (const char *)x, 0, NULL };
+    float square;
+    kernels->dot[KNA_F32](&square, 1, x, 0, 1, row, 1, (size_t)n);
+    return square;
+}
+
 /* cpu.c - the table of a level (never NULL for a level that is present). */
 const kna__kernels *kna__kernels_get(int cpu);
 

@@ -1,0 +1,30 @@
+/*
+ * report.h - what the rows of a call that reads few keys did, and what a report says of it: the same for all methods.
+ *
+ * Invariant: an audit reads no key or value that its row does not see or that is absent from the index: these may hold anything.
+ */
+#ifndef KNA_REPORT_H
+#define KNA_REPORT_H
+
+#include "problem.h"
+
+/* What one row did. */
+typedef struct kna__row_stats {
+    double read; /* bytes of keys, values and index, over those of one key and its value */
+    float keys_seen, keys_full, tail_mass;
+    float error_est;   /* negative: not estimated */
+    float audit_error; /* negative: not audited */
+    int32_t stale;
+    bool exact;
+} kna__row_stats;
+
+/* report.c - sums and means of all rows, whose stats are (m, h); `audits` has room for one float per row where rows are audited. */
+void kna__report_rows(const kna__problem *problem, const kna__row_stats *stats, float *audits, kna_report *report);
+
+/* audit.c - one row over all keys it sees: its softmax state, and the sum of weighted values (dv). q is scaled. */
+kna__state kna__exact_row(const kna__problem *problem, const kna_index *index, int64_t head, int64_t query, const float *q,
+                          float *values);
+/* Rows drawn for the audit and not known to be exact, compared with that. */
+void kna__audit_rows(const kna__problem *problem, const kna_index *index, kna__row_stats *stats);
+
+#endif
