@@ -28,6 +28,7 @@ wanted_test='
 python3-numpy   any_python "import numpy"
 clang           has clang
 libclang-rt-dev echo "int main(void){return 0;}" | clang -fsanitize=thread -x c - -o /dev/null
+ccache          has ccache
 libomp-dev      clang -fopenmp -x c -E - </dev/null && ls /usr/lib/llvm-*/lib/libomp.so
 '
 wanted_arm64='
