@@ -127,11 +127,11 @@ int heads_measure(heads_study *study);      /* errors of all layers */
 int heads_measure_times(heads_study *study); /* after that */
 void heads_study_free(heads_study *study);
 
-/* heads_call() - options of a call on a layer. */
+/* heads_options() - of a causal call on a layer; operands were looked through already. */
 kna_attend_options heads_options(const heads_study *study, const heads_layer *layer, int method, int64_t k);
-/* heads_first() - rows first .. first + count - 1 of every head. */
+/* heads_rows() - rows first .. first + count - 1 of every head. */
 kna_rows heads_rows(const kna_rows *rows, int64_t first, int64_t count);
-/* heads_attend() - late queries first .. first + count - 1 and all keys before them; `head_step` 1: all heads. */
+/* heads_attend() - queries first .. first + count - 1 of all heads, over the keys up to each. */
 int heads_attend(const heads_study *study, const heads_layer *layer, float *out, kna_report *report, int64_t first, int64_t count,
                  const kna_attend_options *options);
 
