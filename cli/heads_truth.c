@@ -365,7 +365,6 @@ static void row_of(const heads_truth *t, heads_row *row, int64_t head, int64_t s
 
 void heads_truth_rows(heads_truth *t, heads_row *rows, int64_t seen)
 {
-    const int threads = kna_context_threads(t->context);
-    PARALLEL_FOR(threads)
+    PARALLEL_FOR(kna_context_threads(t->context))
     for (int64_t head = 0; head < t->h; head++) row_of(t, &rows[head], head, seen);
 }
