@@ -422,6 +422,18 @@ KNA_API size_t kna_index_bytes(const kna_index *index);
 KNA_API KNA_CHECKED int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k,
                                         const kna_rows *v, int64_t samples, uint64_t seed);
 
+/*
+ * kna_index_clusters() - KNA_KNN: which cluster each of the first `rows` rows is in, for those who study an index.
+ *
+ * Shapes:  cluster, spread (rows).
+ * Out:     cluster  a number from 0 on; -1: in none, read in full by every query. spread  of the logits within the row's cluster:
+ *          their variance over |scale * q|^2.
+ * Returns: KNA_OK, KNA_EINVAL (no index of clusters, or no such head).
+ * Cost:    one pass over the members.
+ */
+KNA_API KNA_CHECKED int kna_index_clusters(kna_context *context, int32_t *cluster, float *spread, const kna_index *index,
+                                           int64_t head, int64_t rows);
+
 #ifdef __cplusplus
 }
 #endif
