@@ -18,6 +18,7 @@ scripts/setup.sh test
 llama=${LLAMA:-ON}
 if [ "$llama" != OFF ]; then
     prepare_model
+    [ -n "${LLAMA_SOURCE_DIR:-}" ] || scripts/fetch_llama.sh --python >/dev/null
     KNA_DOCUMENTS=$(scripts/fetch_document.sh)
     export KNA_MODEL=$model KNA_DOCUMENTS
 fi
