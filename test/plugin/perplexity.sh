@@ -1,11 +1,11 @@
 # llama-perplexity through the plugin, four sequences to a batch. Its logits are compared with those of llama.cpp without flash
 # attention. Activations are quantised between layers, so that any two ways of adding up the same attention differ by a few
-# thousandths of a nat in the end (and their perplexities over 500 tokens by a few tenths of a percent): llama.cpp's own two
+# thousandths of a nat in the end (and their perplexities over 250 tokens by a few tenths of a percent): llama.cpp's own two
 # ways say how much, and exact attention must not be further off than they are from each other.
 set -eu
 . "$(dirname "$0")/_common.sh"
 prose >"$tmp/text"
-arguments=(llama-perplexity -m "$KNA_MODEL" -t 2 -c 256 -b 1024 --chunks 4 -f "$tmp/text")
+arguments=(llama-perplexity -m "$KNA_MODEL" -t 2 -c 128 -b 512 --chunks 4 -f "$tmp/text")
 against=("${arguments[@]}" -fa on --kl-divergence-base "$tmp/base" --kl-divergence)
 
 plain "${arguments[@]}" -fa off --kl-divergence-base "$tmp/base" >"$tmp/out" 2>&1
