@@ -18,6 +18,7 @@ scripts/setup.sh test
 llama=${LLAMA:-ON}
 if [ "$llama" != OFF ]; then
     prepare_model
+    [ -n "${LLAMA_SOURCE_DIR:-}" ] || scripts/fetch_llama.sh --python >/dev/null
     KNA_DOCUMENTS=$(scripts/fetch_document.sh)
     export KNA_MODEL=$model KNA_DOCUMENTS
 fi
@@ -71,8 +72,8 @@ for name in "$@"; do
     case $name in
         release) configuration release build -- -DCMAKE_BUILD_TYPE=Release "${with_llama[@]}" ;;
         asan)
-            # Five that take up to a minute each go through code that the others go through too.
-            configuration asan build-asan -LE house -E 'lm_dump|lm_eval|lm_share|plugin_perplexity|plugin_same_text' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DKNA_SANITIZE=address,undefined" "${with_llama[@]}"
+            # Six that take up to a minute each go through code that the others go through too.
+            configuration asan build-asan -LE house -E 'lm_dump|lm_eval|lm_share|plugin_gemma|plugin_perplexity|plugin_same_text' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DKNA_SANITIZE=address,undefined" "${with_llama[@]}"
             ;;
         tsan)
             configuration tsan build-tsan -L "$library_tests" -E '^check$' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKNA_SANITIZE=thread \
