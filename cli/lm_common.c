@@ -32,7 +32,7 @@ const cli_option lm_choice_options[] = {
     { "near-window", 0, CLI_INT, CHOICE(near_window), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: recent keys always read in full (default 64)" },
     { "exact-below", 0, CLI_INT, CHOICE(exact_below), 0, KNA_MAX_ROWS, NULL, "N",
-      "topk, knn: every key is read while fewer are cached (default 1024)" },
+      "topk, knn: every key is read while fewer are seen (default 1024)" },
     { "eps", 0, CLI_REAL, CHOICE(eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E (default 0: K as given)" },
     { "audit", 0, CLI_REAL, CHOICE(audit), 0, 1, NULL, "SHARE", "share of rows also computed exactly, for the report (default 0)" },

@@ -1,18 +1,16 @@
 /*
  * lm_dump.c - `kna dump`: queries, keys and values of chosen layers, as attention inside a model is given them, into .npy files.
  *
- * Stages: options, model, text, one window through the model, files. `kna attend --causal` on the three files of a layer is that
+ * Stages: options, model, operands (lm_take.c), files. `kna attend --causal` on the three files of a layer is that
  * layer's attention.
  */
 #define _GNU_SOURCE /* PATH_MAX */
 #include "convert.h"
 #include "lm_common.h"
+#include "lm_take.h"
 #include "npy.h"
 
-#include <ctype.h>
 #include <limits.h>
-#include <stdlib.h>
-#include <string.h>
 
 typedef struct request {
     lm_input input;
@@ -58,73 +56,6 @@ static int parse(request *r, int argc, char **argv)
     code = code == CLI_GO_ON ? cli_require(&usage, "model", r->input.model) : code;
     code = code == CLI_GO_ON ? cli_require(&usage, "file", r->input.file) : code;
     return code == CLI_GO_ON ? cli_require(&usage, "out", r->out) : code;
-}
-
-/* ------------------------------------------------------------------ layers */
-
-/* A number of digits only at *at, which moves behind it; -1: there is none. */
-static long take_number(const char **at)
-{
-    char *end = NULL;
-    long number = isdigit((unsigned char)**at) ? strtol(*at, &end, 10) : -1;
-    *at = end ? end : *at;
-    return number;
-}
-
-/* "3" or "3-7" at *at; marks them. 0: malformed. */
-static int take_range(unsigned char *wanted, int layers, const char **at, long *largest)
-{
-    long first = take_number(at), last = first;
-    if (first >= 0 && **at == '-') {
-        ++*at;
-        last = take_number(at);
-    }
-    if (first < 0 || last < first) {
-        return 0;
-    }
-    *largest = last > *largest ? last : *largest;
-    for (long layer = first; layer <= last && layer < layers; layer++) {
-        wanted[layer] = 1;
-    }
-    return 1;
-}
-
-/* Marks the layers of a list such as "0,8-10". */
-static int read_layers(unsigned char *wanted, int layers, const char *list)
-{
-    long largest = 0;
-    int fits = 1;
-    for (const char *at = list; fits; at++) {
-        fits = take_range(wanted, layers, &at, &largest) && (*at == ',' || *at == '\0');
-        if (*at == '\0') {
-            break;
-        }
-    }
-    if (!fits) {
-        return cli_refuse("--layers: '%s' is not a list of layers such as 0,8,20 or 0-3,29", list);
-    }
-    return largest < layers ? CLI_OK : cli_refuse("--layers: %ld, but the model has layers 0..%d", largest, layers - 1);
-}
-
-/* The layers wanted, ascending, as operands to be taken. free(*operands) */
-static int choose_layers(lm_operands **operands, int *count, const request *r, const lm_model *model)
-{
-    int layers = lm_model_layers(model);
-    unsigned char *wanted = calloc((size_t)layers + 1, 1);
-    *operands = calloc((size_t)layers + 1, sizeof **operands);
-    int code = wanted && *operands ? CLI_OK : cli_fail("out of memory");
-    if (code == CLI_OK && r->layers) {
-        code = read_layers(wanted, layers, r->layers);
-    } else if (code == CLI_OK) {
-        memset(wanted, 1, (size_t)layers);
-    }
-    for (int layer = 0; code == CLI_OK && layer < layers; layer++) {
-        if (wanted[layer]) {
-            (*operands)[(*count)++].layer = layer;
-        }
-    }
-    free(wanted);
-    return code;
 }
 
 /* ------------------------------------------------------------------ files */
@@ -216,54 +147,17 @@ static int print_words(const request *r, const lm_operands *operands, int count)
 
 /* ------------------------------------------------------------------ command */
 
-static int check_text(const request *r, const lm_desk *desk, const lm_tokens *text)
-{
-    if (text->count < r->context) {
-        return cli_refuse("%s: %d tokens, fewer than the %d asked for (-c)", r->input.file, text->count, (int)r->context);
-    }
-    lm_warn_positions(desk->model, (int)r->context, !r->no_yarn);
-    return CLI_OK;
-}
-
-static int open_session(lm_desk *desk, const request *r)
-{
-    lm_error error = { { 0 } };
-    const lm_attention exact = LM_ATTENTION;
-    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input.threads, exact, !r->no_yarn };
-    int status = lm_session_open(&desk->group.sessions[0], desk->model, &options, &error);
-    desk->group.count = status == LM_OK;
-    return lm_failed(status, &error);
-}
-
-static int take(const request *r, const lm_desk *desk, const lm_tokens *text, lm_operands *operands, int count)
-{
-    lm_error error = { { 0 } };
-    cli_progress_start("reading");
-    int status = lm_operands_take(operands, count, &desk->group, text->ids, (int)r->context, r->with_output, &error);
-    cli_progress_end();
-    return lm_failed(status, &error);
-}
-
 static int dump(const request *r, lm_desk *desk)
 {
-    lm_operands *operands = NULL;
-    lm_tokens text = { 0 };
-    int count = 0;
-    int code = choose_layers(&operands, &count, r, desk->model);
-    code = code == CLI_OK ? lm_read_tokens(&text, desk->model, r->input.file) : code;
-    code = code == CLI_OK ? check_text(r, desk, &text) : code;
-    code = code == CLI_OK ? cli_output_folder(r->out) : code;
-    code = code == CLI_OK ? open_session(desk, r) : code;
-    code = code == CLI_OK ? take(r, desk, &text, operands, count) : code;
-    code = code == CLI_OK ? write_all(r, operands, count) : code;
+    const lm_take_request wanted = { &r->input, r->layers, r->context, !r->no_yarn, r->with_output };
+    lm_taken taken = { 0 };
+    int code = cli_output_folder(r->out);
+    code = code == CLI_OK ? lm_take(&taken, desk, &wanted) : code;
+    code = code == CLI_OK ? write_all(r, taken.operands, taken.count) : code;
     if (code == CLI_OK) {
-        code = r->json ? print_json(r, desk, operands, count) : print_words(r, operands, count);
+        code = r->json ? print_json(r, desk, taken.operands, taken.count) : print_words(r, taken.operands, taken.count);
     }
-    for (int i = 0; i < count; i++) {
-        lm_operands_free(&operands[i]);
-    }
-    free(operands);
-    lm_tokens_free(&text);
+    lm_taken_free(&taken);
     return code;
 }
 

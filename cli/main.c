@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "cli.h"
+#include "heads.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -58,6 +59,17 @@ int kna_cmd_bench_model(int argc, char **argv)
     (void)argc, (void)argv;
     return refuse_without_llama("bench model");
 }
+
+int heads_take(heads_set *set, const heads_source *source)
+{
+    (void)set, (void)source;
+    return cli_refuse("bench heads: this build has no llama.cpp, which -m needs; take --dump");
+}
+
+void heads_give_back(void *source)
+{
+    (void)source;
+}
 #endif
 
 /* ------------------------------------------------------------------ the table */
@@ -68,7 +80,7 @@ static const cli_command commands[] = {
     { "ppl", "perplexity of a text under a model", kna_cmd_ppl },
     { "eval", "what an attention costs a model's answers, beside full attention", kna_cmd_eval },
     { "dump", "queries, keys and values inside a model, as .npy", kna_cmd_dump },
-    { "bench", "measure speed: decode, prefill, attend, model", kna_cmd_bench },
+    { "bench", "measure speed: decode, prefill, attend, heads, model", kna_cmd_bench },
     { "demo", "a real document in a real model, side by side", kna_cmd_demo },
     { NULL, NULL, NULL },
 };

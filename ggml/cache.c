@@ -50,51 +50,51 @@ int knnattn_cache_layer(const struct ggml_tensor *tensor)
     return *end == '\0' && layer <= INT32_MAX ? (int)layer : -1;
 }
 
+kna_rows knnattn_rows_of(const struct ggml_tensor *tensor, int64_t stream)
+{
+    return (kna_rows){
+        .data = (const char *)tensor->data + (size_t)stream * tensor->nb[3],
+        .type = knnattn_type_of(tensor->type),
+        .heads = tensor->ne[2],
+        .rows = tensor->ne[1],
+        .dim = tensor->ne[0],
+        .head_stride_bytes = tensor->ne[2] > 1 ? (int64_t)tensor->nb[2] : 0,
+        .row_stride_bytes = tensor->ne[1] > 1 ? (int64_t)tensor->nb[1] : 0,
+    };
+}
+
 /*
- * A cache is (row, cells, streams), packed rows of equal stride; llama.cpp's views start at some stream's row 0. Fills in
- * where that is, as far as one operand tells.
+ * A cache is (row, cells, streams), packed rows of equal stride; llama.cpp's views start at some stream's row 0. The rows are all
+ * that the stream has, not only those in view.
  */
-static bool stream_of(const char **base, size_t *stride, int64_t *cells, const struct ggml_tensor *view, int64_t stream)
+static bool stream_of(kna_rows *rows, const struct ggml_tensor *view, int64_t stream)
 {
     const struct ggml_tensor *root = view->view_src;
 
     if (root == NULL || root->data == NULL || knnattn_cache_layer(root) < 0 || root->ne[3] != 1 || view->nb[1] != root->nb[1]) {
         return false;
     }
-    size_t offset = (size_t)((const char *)view->data - (const char *)root->data) + (size_t)stream * view->nb[3];
+    *rows = knnattn_rows_of(view, stream);
+    size_t offset = (size_t)((const char *)rows->data - (const char *)root->data);
     if (view->ne[1] > root->ne[1] || offset % root->nb[2] >= root->nb[1] || offset / root->nb[2] >= (size_t)root->ne[2]) {
         return false;
     }
-    *base = (const char *)root->data + offset;
-    *stride = root->nb[1];
-    *cells = root->ne[1];
+    rows->rows = root->ne[1];
+    rows->row_stride_bytes = (int64_t)root->nb[1];
     return true;
 }
 
 bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, const struct ggml_tensor *v, int64_t stream)
 {
-    int64_t v_cells = 0;
-
     memset(place, 0, sizeof(*place));
-    if (!stream_of(&place->k, &place->k_stride, &place->cells, k, stream) ||
-        !stream_of(&place->v, &place->v_stride, &v_cells, v, stream) || v_cells != place->cells) {
-        return false;
-    }
-    place->heads = k->ne[2];
-    place->d = k->ne[0];
-    place->dv = v->ne[0];
-    place->k_head_stride = k->ne[2] > 1 ? k->nb[2] : 0;
-    place->v_head_stride = v->ne[2] > 1 ? v->nb[2] : 0;
-    place->k_type = knnattn_type_of(k->type);
-    place->v_type = knnattn_type_of(v->type);
-    return true;
+    return stream_of(&place->k, k, stream) && stream_of(&place->v, v, stream) && place->k.rows == place->v.rows &&
+           place->k.heads == place->v.heads;
 }
 
-static bool same_place(const struct knnattn_place *a, const struct knnattn_place *b)
+static bool same_rows(const kna_rows *a, const kna_rows *b)
 {
-    return a->k == b->k && a->v == b->v && a->k_stride == b->k_stride && a->v_stride == b->v_stride &&
-           a->k_head_stride == b->k_head_stride && a->v_head_stride == b->v_head_stride && a->cells == b->cells &&
-           a->heads == b->heads && a->d == b->d && a->dv == b->dv && a->k_type == b->k_type && a->v_type == b->v_type;
+    return a->data == b->data && a->type == b->type && a->heads == b->heads && a->rows == b->rows && a->dim == b->dim &&
+           a->head_stride_bytes == b->head_stride_bytes && a->row_stride_bytes == b->row_stride_bytes;
 }
 
 /* ---- sets and records */
@@ -140,11 +140,11 @@ static struct knnattn_record *find(struct knnattn_records *records, const struct
 {
     struct knnattn_record **link = &records->first;
 
-    while (*link != NULL && (*link)->place.k != place->k) {
+    while (*link != NULL && (*link)->place.k.data != place->k.data) {
         link = &(*link)->next;
     }
     struct knnattn_record *record = *link;
-    if (record == NULL || same_place(&record->place, place)) {
+    if (record == NULL || (same_rows(&record->place.k, &place->k) && same_rows(&record->place.v, &place->v))) {
         return record;
     }
     *link = record->next;
@@ -155,7 +155,7 @@ static struct knnattn_record *find(struct knnattn_records *records, const struct
 
 static struct knnattn_record *record_new(kna_context *kna, int method, const struct knnattn_place *place)
 {
-    size_t words = ((size_t)place->cells + WORD_BITS - 1) / WORD_BITS;
+    size_t words = ((size_t)place->k.rows + WORD_BITS - 1) / WORD_BITS;
     struct knnattn_record *record = calloc(1, sizeof(*record) + words * sizeof(uint64_t));
 
     if (record == NULL) {
@@ -163,7 +163,7 @@ static struct knnattn_record *record_new(kna_context *kna, int method, const str
     }
     record->place = *place;
     memset(record->dirty, 0xff, words * sizeof(uint64_t));
-    if (kna_index_new(kna, &record->index, method, place->heads, place->d, place->dv) != KNA_OK) {
+    if (kna_index_new(kna, &record->index, method, place->k.heads, place->k.dim, place->v.dim) != KNA_OK) {
         record_free(record);
         return NULL;
     }
@@ -254,19 +254,30 @@ void knnattn_records_taint(struct knnattn_records *records)
 {
     pthread_mutex_lock(&lock);
     for (struct knnattn_record *record = records->first; record != NULL; record = record->next) {
-        set_bits(record, 0, record->place.cells);
+        set_bits(record, 0, record->place.k.rows);
     }
     pthread_mutex_unlock(&lock);
 }
 
-/* The rows of a stream that overlap the bytes start .. end - 1. */
-static void touch_rows(struct knnattn_record *record, const char *base, size_t stride, uintptr_t start, uintptr_t end)
+/* Where rows start in memory, and one past their end. */
+static uintptr_t low_of(const kna_rows *rows)
 {
-    uintptr_t low = (uintptr_t)base;
-    uintptr_t high = low + (uintptr_t)record->place.cells * stride;
+    return (uintptr_t)rows->data;
+}
+
+static uintptr_t high_of(const kna_rows *rows)
+{
+    return low_of(rows) + (uintptr_t)rows->rows * (uintptr_t)rows->row_stride_bytes;
+}
+
+/* The rows that overlap the bytes start .. end - 1. */
+static void touch_rows(struct knnattn_record *record, const kna_rows *rows, uintptr_t start, uintptr_t end)
+{
+    uintptr_t low = low_of(rows);
+    uintptr_t stride = (uintptr_t)rows->row_stride_bytes;
 
     start = start > low ? start : low;
-    end = end < high ? end : high;
+    end = end < high_of(rows) ? end : high_of(rows);
     if (start < end) {
         int64_t first = (int64_t)((start - low) / stride);
         set_bits(record, first, (int64_t)((end - 1 - low) / stride) - first + 1);
@@ -280,8 +291,8 @@ void knnattn_touch(const void *start, size_t bytes)
     pthread_mutex_lock(&lock);
     for (struct knnattn_records *records = all_records; records != NULL; records = records->next) {
         for (struct knnattn_record *record = records->first; record != NULL; record = record->next) {
-            touch_rows(record, record->place.k, record->place.k_stride, low, low + bytes);
-            touch_rows(record, record->place.v, record->place.v_stride, low, low + bytes);
+            touch_rows(record, &record->place.k, low, low + bytes);
+            touch_rows(record, &record->place.v, low, low + bytes);
         }
     }
     pthread_mutex_unlock(&lock);
@@ -289,27 +300,24 @@ void knnattn_touch(const void *start, size_t bytes)
 
 /* ---- rows loaded */
 
-static bool lies_in(const char *base, size_t stride, int64_t rows, const char *room, size_t room_bytes)
+static bool lies_in(const kna_rows *rows, const char *room, size_t room_bytes)
 {
-    uintptr_t low = (uintptr_t)base;
-    uintptr_t start = (uintptr_t)room;
-
-    return low >= start && low + (uintptr_t)rows * stride <= start + room_bytes;
+    return low_of(rows) >= (uintptr_t)room && high_of(rows) <= (uintptr_t)room + room_bytes;
 }
 
-/* Rows whose values lie whole within the bytes low .. high - 1, from *first on. */
-static int64_t whole_rows(const struct knnattn_place *place, uintptr_t low, uintptr_t high, int64_t *first)
+/* Rows that lie whole within the bytes low .. high - 1, from *first on. */
+static int64_t whole_rows(const kna_rows *rows, uintptr_t low, uintptr_t high, int64_t *first)
 {
-    uintptr_t base = (uintptr_t)place->v;
-    uintptr_t end = base + (uintptr_t)place->cells * place->v_stride;
+    uintptr_t base = low_of(rows);
+    uintptr_t stride = (uintptr_t)rows->row_stride_bytes;
 
     low = low > base ? low : base;
-    high = high < end ? high : end;
+    high = high < high_of(rows) ? high : high_of(rows);
     if (low >= high) {
         return 0;
     }
-    *first = (int64_t)((low - base + place->v_stride - 1) / place->v_stride);
-    return (int64_t)((high - base) / place->v_stride) - *first;
+    *first = (int64_t)((low - base + stride - 1) / stride);
+    return (int64_t)((high - base) / stride) - *first;
 }
 
 static struct knnattn_record *loaded_of(const struct knnattn_records *records, uintptr_t low, uintptr_t high, const char *room,
@@ -318,9 +326,8 @@ static struct knnattn_record *loaded_of(const struct knnattn_records *records, u
     for (struct knnattn_record *record = records->first; record != NULL; record = record->next) {
         const struct knnattn_place *place = &record->place;
         int64_t first = 0;
-        int64_t count = whole_rows(place, low, high, &first);
-        if (count >= least && lies_in(place->k, place->k_stride, place->cells, room, room_bytes) &&
-            lies_in(place->v, place->v_stride, place->cells, room, room_bytes)) {
+        int64_t count = whole_rows(&place->v, low, high, &first);
+        if (count >= least && lies_in(&place->k, room, room_bytes) && lies_in(&place->v, room, room_bytes)) {
             *rows = first + count;
             return record;
         }

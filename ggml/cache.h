@@ -29,14 +29,9 @@ struct knnattn_records {
     size_t bytes;                  /* of all indexes of this set */
 };
 
-/* How a record's rows lie in memory. */
+/* How a record's rows lie in memory: all rows of the stream, from its row 0 on, whether a call looks at them or not. */
 struct knnattn_place {
-    const char *k, *v;                   /* the stream's row 0 */
-    size_t k_stride, v_stride;           /* bytes from row to row */
-    size_t k_head_stride, v_head_stride; /* bytes from head to head of one row */
-    int64_t cells;                       /* rows the stream has */
-    int64_t heads, d, dv;
-    int k_type, v_type; /* as kna_rows has it */
+    kna_rows k, v; /* with strides between rows, and as many rows the one as the other */
 };
 
 struct knnattn_record {
@@ -51,6 +46,9 @@ struct knnattn_record {
 
 /* ggml's type as kna_rows has it; -1 for one the library does not know. */
 int knnattn_type_of(enum ggml_type type);
+
+/* Stream `stream` of an operand of attention, (d,rows,heads,streams). */
+kna_rows knnattn_rows_of(const struct ggml_tensor *tensor, int64_t stream);
 
 /* The layer of a key-value cache tensor ("cache_k_l7", "cache_v_l7", with or without a tag after "cache_"); -1 for any other. */
 int knnattn_cache_layer(const struct ggml_tensor *tensor);

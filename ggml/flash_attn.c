@@ -100,25 +100,12 @@ struct operands {
     kna_out_rows out;
 };
 
-static kna_rows rows_of(const struct ggml_tensor *tensor, int64_t stream)
-{
-    return (kna_rows){
-        .data = (const char *)tensor->data + (size_t)stream * tensor->nb[3],
-        .type = knnattn_type_of(tensor->type),
-        .heads = tensor->ne[2],
-        .rows = tensor->ne[1],
-        .dim = tensor->ne[0],
-        .head_stride_bytes = tensor->ne[2] > 1 ? (int64_t)tensor->nb[2] : 0,
-        .row_stride_bytes = tensor->ne[1] > 1 ? (int64_t)tensor->nb[1] : 0,
-    };
-}
-
 static struct operands operands_of(const struct ggml_tensor *op, int64_t stream)
 {
     return (struct operands){
-        .q = rows_of(op->src[0], stream),
-        .k = rows_of(op->src[1], stream),
-        .v = rows_of(op->src[2], stream),
+        .q = knnattn_rows_of(op->src[0], stream),
+        .k = knnattn_rows_of(op->src[1], stream),
+        .v = knnattn_rows_of(op->src[2], stream),
         .out = { .data = (float *)(void *)((char *)op->data + (size_t)stream * op->nb[3]),
                  .head_stride_bytes = (int64_t)op->nb[1],
                  .row_stride_bytes = (int64_t)op->nb[2] },
@@ -193,6 +180,36 @@ static int options_of(kna_attend_options *options, struct knnattn_engine *engine
     return KNA_OK;
 }
 
+/* ---- how many keys a query sees */
+
+/* Whether entry i of a mask's row lets its key be seen, head 0 speaking for all. */
+static bool is_seen(const kna_mask *mask, const char *row, int64_t i)
+{
+    const uint16_t minus_infinity = 0xfc00;
+
+    if (mask->type == KNA_F16) {
+        return ((const uint16_t *)(const void *)row)[i] != minus_infinity;
+    }
+    return ((const float *)(const void *)row)[i] != -INFINITY;
+}
+
+/*
+ * Whether the last query sees at least so many of n keys. A sliding window hides most of its cache, and what is left is not
+ * worth an index; behind a causal mask the answer is found among the first keys. The last query speaks for the whole call.
+ */
+static bool sees_at_least(const kna_mask *mask, int64_t queries, int64_t n, int64_t least)
+{
+    if (mask->data == NULL || least <= 0) {
+        return n >= least;
+    }
+    const char *row = (const char *)mask->data + (queries - 1) * mask->row_stride_bytes;
+    int64_t seen = 0;
+    for (int64_t i = 0; i < n && seen < least && seen + n - i >= least; i++) {
+        seen += is_seen(mask, row, i);
+    }
+    return seen >= least;
+}
+
 /* ---- one stream */
 
 static int attend(struct knnattn_engine *engine, const struct operands *operands, const kna_attend_options *options,
@@ -265,10 +282,10 @@ static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor
     kna_report report = { 0 };
     struct knnattn_done done = { .slot = settings->slot, .layer = layer_of(op), .report = &report };
     bool indexed = settings->method == KNNATTN_TOPK || settings->method == KNNATTN_KNN;
-    bool near = indexed && operands.k.rows >= settings->exact_below;
     int status = KNA_ENOMEM;
 
     options->mask = mask_of(op->src[3], stream);
+    bool near = indexed && sees_at_least(&options->mask, operands.q.rows, operands.k.rows, settings->exact_below);
     options->seed = engine->calls++;
     /* Also for a call that does without an index: what is loaded into the cache before the next one is encoded at once. */
     struct knnattn_record *record = indexed ? knnattn_index_of(engine, op, stream) : NULL;

@@ -22,51 +22,22 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* All rows of the stream, seen by a call or not: the index may describe more of them than one call looks at. */
-static kna_rows keys_of(const struct knnattn_place *place)
-{
-    return (kna_rows){
-        .data = place->k,
-        .type = place->k_type,
-        .heads = place->heads,
-        .rows = place->cells,
-        .dim = place->d,
-        .head_stride_bytes = (int64_t)place->k_head_stride,
-        .row_stride_bytes = (int64_t)place->k_stride,
-    };
-}
-
-static kna_rows values_of(const struct knnattn_place *place)
-{
-    return (kna_rows){
-        .data = place->v,
-        .type = place->v_type,
-        .heads = place->heads,
-        .rows = place->cells,
-        .dim = place->dv,
-        .head_stride_bytes = (int64_t)place->v_head_stride,
-        .row_stride_bytes = (int64_t)place->v_stride,
-    };
-}
-
 /* Encodes what has changed among the first n rows. */
 static int refresh(struct knnattn_engine *engine, struct knnattn_record *record, int64_t n, struct knnattn_done *done)
 {
-    kna_rows k = keys_of(&record->place);
-    kna_rows v = values_of(&record->place);
+    const struct knnattn_place *place = &record->place;
     int64_t first = 0;
     int64_t count = 0;
     int status = KNA_OK;
 
     while (status == KNA_OK && knnattn_record_take(record, n, &first, &count)) {
-        status = kna_index_update(engine->kna, record->index, &k, &v, first, count);
+        status = kna_index_update(engine->kna, record->index, &place->k, &place->v, first, count);
         if (status != KNA_OK) {
             knnattn_record_taint(record, first, count);
         }
         done->rows_indexed += count;
     }
     knnattn_record_weigh(&engine->records, record);
-    done->layer_bytes = record->bytes;
     return status;
 }
 
@@ -92,16 +63,14 @@ static bool is_audited(uint64_t call)
 
 int knnattn_index_ready(struct knnattn_engine *engine, struct knnattn_record *record, int64_t n, struct knnattn_done *done)
 {
-    kna_rows k = keys_of(&record->place);
-    kna_rows v = values_of(&record->place);
+    struct knnattn_place seen = record->place;
     double start_s = seconds();
     int64_t stale = 0;
     int status = refresh(engine, record, n, done);
 
-    k.rows = v.rows = n; /* of the others some may have been announced and wait to be asked for */
-
+    seen.k.rows = seen.v.rows = n; /* of the others some may have been announced and wait to be asked for */
     if (status == KNA_OK && is_audited(engine->calls)) {
-        status = kna_index_audit(engine->kna, &stale, record->index, &k, &v, AUDITED_ROWS, engine->calls);
+        status = kna_index_audit(engine->kna, &stale, record->index, &seen.k, &seen.v, AUDITED_ROWS, engine->calls);
     }
     done->index_s += seconds() - start_s;
     if (status == KNA_OK && stale > 0) {
@@ -140,15 +109,15 @@ void knnattn_index_loaded(const void *start, size_t bytes, const void *room, siz
     if (rows >= engine->settings.exact_below) {
         struct knnattn_done done = { .slot = engine->settings.slot, .layer = record->layer };
         double start_s = seconds();
-        kna_rows k = keys_of(&record->place);
-        kna_rows v = values_of(&record->place);
         /* Without memory it is left to the next call, which meets the same shortage and says so. */
         int status = refresh(engine, record, rows, &done);
         if (status == KNA_OK) {
-            status = kna_index_form(engine->kna, record->index, &k, &v, rows);
+            status = kna_index_form(engine->kna, record->index, &record->place.k, &record->place.v, rows);
         }
         (void)status;
+        knnattn_record_weigh(records, record); /* room for clusters was made */
         done.index_s = seconds() - start_s;
+        done.layer_bytes = record->bytes;
         done.index_bytes = records->bytes;
         knnattn_totals_add(&done);
     }

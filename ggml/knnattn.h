@@ -15,7 +15,7 @@
  *     KNNATTN_EPS          knn: raise k until the estimated distance to softmax is at most this; 0: never   (0)
  *     KNNATTN_SINKS        knn: first keys always read in full                                              (4)
  *     KNNATTN_WINDOW       knn: most recent keys always read in full                                        (64)
- *     KNNATTN_EXACT_BELOW  with fewer cells in view every key is read; llama.cpp rounds cells up to 256     (1024)
+ *     KNNATTN_EXACT_BELOW  every key is read while the last query of a call sees fewer                      (1024)
  *     KNNATTN_AUDIT        share of rows also computed exactly, for the report                              (0)
  *     KNNATTN_CPU          best | ref | avx2 | avx512 | avx512vnni | neon                                   (best)
  *     KNNATTN_THREADS      threads; 0: as many as the program gives its CPU backend                         (0)

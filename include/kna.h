@@ -394,7 +394,7 @@ KNA_API KNA_CHECKED int kna_index_update(kna_context *context, kna_index *index,
  * kna_index_form() - KNA_KNN: form clusters of all whole pieces among the first `rows` rows now, not when they are needed.
  *
  * In:      k, v as for kna_index_update(); rows must have been updated. Before any query was seen nothing is done: clusters are
- *          formed in the metric of the queries.
+ *          formed in the metric of the queries (for d > 256 there is none, and nothing to wait for).
  * Returns: KNA_OK, KNA_ESHAPE, KNA_EINVAL, KNA_ENOMEM (the index is as before; queries read open rows in full).
  * Threads: parallel over pieces and heads; not during a kna_attend() with this index.
  * Cost:    about 1 us per row and KV head at d = dv = 64.
@@ -421,6 +421,18 @@ KNA_API size_t kna_index_bytes(const kna_index *index);
  */
 KNA_API KNA_CHECKED int kna_index_audit(kna_context *context, int64_t *stale, const kna_index *index, const kna_rows *k,
                                         const kna_rows *v, int64_t samples, uint64_t seed);
+
+/*
+ * kna_index_clusters() - KNA_KNN: which cluster each of the first `rows` rows is in, for those who study an index.
+ *
+ * Shapes:  cluster, spread (rows).
+ * Out:     cluster  a number from 0 on; -1: in none, read in full by every query. spread  of the logits within the row's cluster:
+ *          their variance over |scale * q|^2.
+ * Returns: KNA_OK, KNA_EINVAL (no index of clusters, or no such head).
+ * Cost:    one pass over the members.
+ */
+KNA_API KNA_CHECKED int kna_index_clusters(kna_context *context, int32_t *cluster, float *spread, const kna_index *index,
+                                           int64_t head, int64_t rows);
 
 #ifdef __cplusplus
 }

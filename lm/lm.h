@@ -116,7 +116,7 @@ typedef struct lm_attention {
     int64_t k_near;      /* keys read in full per query and head */
     int64_t near_sinks;  /* first keys always read in full */
     int64_t near_window; /* most recent keys always read in full */
-    int64_t exact_below; /* with fewer cells in view every key is read */
+    int64_t exact_below; /* every key is read while the last query of a call sees fewer */
     double eps;          /* raise k until the estimated distance to softmax is at most this */
     double audit;        /* share of rows also computed exactly */
 } lm_attention;

@@ -4,6 +4,8 @@
 #   fetch_llama.sh                 fetch and build what is missing; prints the folder of llama.cpp's programs
 #   fetch_llama.sh --source DIR    the same with a source tree of yours; its build is kept in the cache, keyed by the path
 #   fetch_llama.sh [..] --where    do nothing; print source folder, build folder, and "ready" or "absent"
+#   fetch_llama.sh --python        print a folder for PYTHONPATH: that package's own Python files, for the libraries built here
+#   fetch_llama.sh --python --where   only print that folder
 #
 # An interrupted build goes on where it stopped. The stamp in the build folder, written last, says what was built and how.
 set -euo pipefail
@@ -17,12 +19,13 @@ programs=(llama-bench llama-perplexity llama-completion llama-server llama-token
 options=(CMAKE_BUILD_TYPE=Release BUILD_SHARED_LIBS=ON GGML_BACKEND_DL=ON GGML_NATIVE=OFF GGML_CPU_ALL_VARIANTS=ON LLAMA_CURL=OFF
          LLAMA_OPENSSL=OFF LLAMA_BUILD_UI=OFF LLAMA_USE_PREBUILT_UI=OFF LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF)
 
-given= where=
+given= where= python=
 while [ $# -gt 0 ]; do
     case $1 in
         --source) given=${2:?--source needs a folder}; shift 2 ;;
         --where) where=1; shift ;;
-        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        --python) python=1; shift ;;
+        *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
 
@@ -46,19 +49,23 @@ is_ready() {
     for program in "${programs[@]}"; do [ -x "$build/bin/$program" ] || return 1; done
 }
 
-# The sources appear whole or not at all; their times are those of the archive, so unpacking again rebuilds nothing.
+# is_unpacked FOLDER
+is_unpacked() { [ "$(cat "$1/.knnattn-source" 2>/dev/null)" = "$sum" ]; }
+
+# unpack FOLDER DEPTH MEMBER - a part of the archive, less DEPTH leading folders. It appears whole or not at all; times are those of
+# the archive, so unpacking again rebuilds nothing.
 unpack() {
-    local file tmp
-    [ "$(cat "$src/.knnattn-source" 2>/dev/null)" = "$sum" ] && return
+    local folder=$1 depth=$2 member=$3 file tmp
+    if is_unpacked "$folder"; then return; fi
     file=$(pip_fetch "$archive" "$sum" "llama-cpp-python==$version" sdist)
-    say "unpacking llama.cpp"
+    say "unpacking $(basename "$member")"
     mkdir -p "$home"
     tmp=$(mktemp -d "$home/tmp.XXXXXX")
-    tar -xzf "$file" -C "$tmp" --strip-components=3 --no-same-owner "$inside"
+    tar -xzf "$file" -C "$tmp" --strip-components="$depth" --no-same-owner "$member"
     printf '%s\n' "$sum" >"$tmp/.knnattn-source"
     chmod 755 "$tmp"
-    if [ -e "$src" ]; then mv "$src" "$tmp.old"; fi
-    mv "$tmp" "$src"
+    if [ -e "$folder" ]; then mv "$folder" "$tmp.old"; fi
+    mv "$tmp" "$folder"
     rm -rf "$tmp.old"
 }
 
@@ -121,6 +128,15 @@ build_all() {
     mv "$stamp.tmp" "$stamp"
 }
 
+if [ -n "$python" ]; then
+    [ -z "$given" ] || die "--python: a source tree of yours has bindings of its own, if any"
+    if [ -z "$where" ] && ! is_unpacked "$home/python"; then
+        hold_lock "$(basename "$home")"
+        unpack "$home/python" 1 "llama_cpp_python-$version/llama_cpp"
+    fi
+    echo "$home/python"
+    exit
+fi
 if [ -n "$where" ]; then
     printf '%s\n%s\n' "$src" "$build"
     if is_ready; then echo ready; else echo absent; fi
@@ -129,7 +145,7 @@ fi
 if ! is_ready || [ -n "$given" ]; then
     hold_lock "$(basename "$home")"
     if ! is_ready || [ -n "$given" ]; then
-        [ -n "$given" ] || unpack
+        [ -n "$given" ] || unpack "$src" 3 "$inside"
         build_all
     fi
 fi

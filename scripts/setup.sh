@@ -26,8 +26,12 @@ librandom123-dev header Random123/philox.h
 '
 wanted_test='
 python3-numpy   any_python "import numpy"
+python3-jinja2  any_python "import numpy, jinja2"
+python3-diskcache any_python "import numpy, diskcache"
+python3-typing-extensions any_python "import numpy, typing_extensions"
 clang           has clang
 libclang-rt-dev echo "int main(void){return 0;}" | clang -fsanitize=thread -x c - -o /dev/null
+ccache          has ccache
 libomp-dev      clang -fopenmp -x c -E - </dev/null && ls /usr/lib/llvm-*/lib/libomp.so
 '
 wanted_arm64='

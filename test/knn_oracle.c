@@ -3,138 +3,36 @@
 
 #define HIDDEN (-(double)INFINITY)
 
-kna_index *knn_index_of(const random_case *c, kna_context *context)
-{
-    kna_index *index = NULL;
-    if (kna_index_new(context, &index, c->options.method, c->shape.h_kv, c->shape.d, c->shape.dv) != KNA_OK) abort();
-    int status = kna_index_update(context, index, &c->k, &c->v, 0, c->shape.n);
-    EXPECT_THAT(status == KNA_OK, "%s", kna_context_message(context));
-    return index;
-}
-
-/* ---- the index against its rows */
-
-int64_t knn_formed_pieces(const kna_index *index)
-{
-    int64_t formed = 0;
-    for (int64_t i = 0; i < index->clusters.capacity; i++) formed += index->clusters.state[i] != KNA_PIECE_OPEN;
-    return formed;
-}
-
-/* The mean of the members' numbers in one column as f16 may hold it; |x| of the members into *size. */
-static bool mean_holds(const kna_rows *rows, int64_t head, const int32_t *ids, int64_t n, int64_t column, uint16_t got)
-{
-    double sum = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double x = oracle_number(rows, head, ids[i], column);
-        sum += x / (double)n;
-        size += fabs(x) / (double)n;
-    }
-    double slack = 0x1p-20 * size + 0x1p-25, off = 0x1p-11 * fabs(sum) + slack;
-    double want = sum > 65504 ? 65504 : sum < -65504 ? -65504 : sum;
-    return EXPECT_THAT(fabs(oracle_f16(got) - want) <= off, "mean of %lld rows from %d on, column %lld: %g, expected %g",
-                       (long long)n, ids[0], (long long)column, oracle_f16(got), want);
-}
-
-static double mean_square_from_mean(const kna_rows *rows, int64_t head, const int32_t *ids, int64_t n)
-{
-    double sum = 0;
-    for (int64_t c = 0; c < rows->dim; c++) {
-        double mean = 0;
-        for (int64_t i = 0; i < n; i++) mean += oracle_number(rows, head, ids[i], c) / (double)n;
-        for (int64_t i = 0; i < n; i++) {
-            double off = oracle_number(rows, head, ids[i], c) - mean;
-            sum += off * off / (double)n;
-        }
-    }
-    return sum;
-}
-
-static bool summary_holds(const kna_index *index, const kna_rows *k, const kna_rows *v, int64_t head, int64_t at,
-                          const int32_t *ids)
-{
-    const kna__clusters *c = &index->clusters;
-    int64_t n = c->count[at];
-    double norm = 0;
-    for (int64_t x = 0; x < index->d; x++) {
-        double mean = 0;
-        if (!mean_holds(k, head, ids, n, x, c->key[at * index->d + x])) return false;
-        for (int64_t i = 0; i < n; i++) mean += oracle_number(k, head, ids[i], x) / (double)n;
-        norm += mean * mean;
-    }
-    for (int64_t x = 0; x < index->dv; x++) {
-        if (!mean_holds(v, head, ids, n, x, c->value[at * index->dv + x])) return false;
-    }
-    double size = 0, deviation = sqrt(mean_square_from_mean(v, head, ids, n));
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t x = 0; x < index->dv; x++) size = fmax(size, fabs(oracle_number(v, head, ids[i], x)));
-    }
-    return EXPECT_THAT(fabs((double)c->norm[at] - sqrt(norm)) <= 1e-5 * (1 + sqrt(norm)), "norm %g, expected %g",
-                       (double)c->norm[at], sqrt(norm)) &&
-           EXPECT_THAT(fabs((double)c->deviation[at] - deviation) <= 1e-4 * deviation + 1e-5 * size,
-                       "deviation %g, expected %g", (double)c->deviation[at], deviation) &&
-           EXPECT_THAT(c->spread[at] >= 0 && isfinite(c->spread[at]) && c->always[at] <= 1, "spread %g, always %d",
-                       (double)c->spread[at], c->always[at]);
-}
-
-/* One unit of one head: every row of it but the first of all in exactly one cluster, in ascending order. */
-static bool unit_holds(const kna_index *index, const kna_rows *k, const kna_rows *v, int64_t head, int64_t piece)
-{
-    const kna__clusters *c = &index->clusters;
-    int64_t row = kna__unit_row(c, piece), rows = kna__unit_rows(c, piece), slot = piece * KNA_SLOTS, held = 0;
-    uint8_t seen[KNA_SEGMENT] = { 0 };
-    int32_t ids[KNA_SEGMENT];
-    for (int64_t s = slot; s < slot + rows / KNA_PIECE * KNA_SLOTS; s++) {
-        int64_t at = kna__cluster_slot(c, head, s), n = kna__cluster_rows(c, head, s, ids);
-        held += n;
-        if (!EXPECT_THAT(n == c->count[at] && held <= rows, "slot %lld: %lld members", (long long)s, (long long)n)) return false;
-        for (int64_t i = 0; i < n; i++) {
-            bool fits = ids[i] >= row && ids[i] < row + rows && ids[i] >= KNA_FIRST_ROWS && (i == 0 || ids[i] > ids[i - 1]);
-            fits = fits && !seen[ids[i] - row]++;
-            if (!EXPECT_THAT(fits, "slot %lld, member %lld: row %d of unit %lld", (long long)s, (long long)i, ids[i],
-                             (long long)row)) {
-                return false;
-            }
-        }
-        if (n && !c->always[at] && !summary_holds(index, k, v, head, at, ids)) return false;
-    }
-    return EXPECT_INT(held, row ? rows : rows - KNA_FIRST_ROWS);
-}
-
-bool knn_index_holds(const kna_index *index, const kna_rows *k, const kna_rows *v)
-{
-    const kna__clusters *c = &index->clusters;
-    for (int64_t piece = 0; piece < c->capacity;) {
-        if (c->state[piece] == KNA_PIECE_OPEN) {
-            piece++;
-            continue;
-        }
-        if (!EXPECT_INT(kna__unit_row(c, piece), piece * KNA_PIECE)) return false;
-        for (int64_t head = 0; head < index->heads; head++) {
-            if (!unit_holds(index, k, v, head, piece)) return false;
-        }
-        piece += kna__unit_rows(c, piece) / KNA_PIECE;
-    }
-    return true;
-}
+enum { PROBES = 16 }; /* queries before a tile that choose for it */
 
 /* ---- one choice */
+
+/* Clusters, or groups of them, and what the rows make of them. */
+typedef struct means {
+    const kna__level *level;
+    int kind;
+    int64_t count;
+    int64_t *slot, *at;    /* numbers; within the index's arrays */
+    double *mass;          /* (rows, count) relative to exp(top) */
+    double *share, *score; /* summed over the rows that choose */
+    bool *chosen;
+} means;
 
 typedef struct choice {
     const oracle *o;
     const kna_index *index;
-    int64_t kv_head, query, queries, rows; /* rows = queries * g, query-major */
-    int64_t clusters;
-    int64_t *at;     /* (clusters) numbers within the index's arrays */
-    int64_t *slot;
-    bool *clustered; /* (n) the row is in one of them */
-    double *mass;    /* (rows, clusters) relative to exp(top) */
-    double *total;   /* (rows) all of softmax, as estimated, relative to exp(top) */
+    int64_t kv_head, query, queries;
+    int64_t probes, rows;   /* rows = (probes + queries) * g, query-major: the probes' first */
+    int64_t tile, choosers; /* rows of the queries; rows that choose */
+    bool deep;
+    means groups, clusters;
+    bool *clustered; /* (n) the row is in a cluster that may be used */
+    double *exact;   /* (rows) sum over the keys in none, relative to exp(top) */
+    double *total;   /* (rows) all of softmax as estimated when clusters were weighed */
     double *top;     /* (rows) */
     double *square;  /* (rows) |q|^2 */
-    double *share, *score; /* (clusters) */
-    bool *chosen;    /* (clusters) */
-    double mean_square, error, *logits; /* (n) */
+    double *logits;  /* (n) */
+    double mean_square, error;
     bool doubtful;
 } choice;
 
@@ -151,11 +49,11 @@ static bool any_head_sees(const oracle *o, int64_t query, int64_t key)
     return false;
 }
 
-static bool all_see_plainly(const choice *x, int64_t first, int64_t end)
+/* Queries from .. to - 1, all heads of them. */
+static bool all_see_plainly(const oracle *o, int64_t from, int64_t to, int64_t first, int64_t end)
 {
-    const oracle *o = x->o;
-    for (int64_t i = 0; i < x->queries * o->h; i++) {
-        int64_t head = i % o->h, query = x->query + i / o->h;
+    for (int64_t i = from * o->h; i < to * o->h; i++) {
+        int64_t head = i % o->h, query = i / o->h;
         for (int64_t j = first; j < end; j++) {
             if (!oracle_sees(o, head, query, j) || oracle_finish(o, head, query, j, 0) != 0) return false;
         }
@@ -176,15 +74,20 @@ static bool is_ordinary(const choice *x, int64_t first, int64_t end)
     return !seen || sinks == 0 || low + sinks <= KNA_FIRST_ROWS || end <= low || (first ? first : 0) >= low + sinks;
 }
 
+static bool has_order(const oracle *o)
+{
+    return o->options.causal || o->options.window > 0 || o->options.mask.data;
+}
+
 static int64_t shared_clusters(const choice *x)
 {
-    int64_t together = x->rows == 1 ? 1 : x->rows <= x->o->g ? 2 : 4;
+    int64_t together = x->tile == 1 ? 1 : x->tile <= x->o->g ? 2 : 4;
     return (count_option(x->o->options.k_near, 256) * together + 15) / 16;
 }
 
 static int64_t own_clusters(const choice *x)
 {
-    return x->rows <= x->o->g ? 0 : (count_option(x->o->options.k_near, 256) + 15) / 16;
+    return x->tile <= x->o->g ? 0 : (count_option(x->o->options.k_near, 256) + 15) / 16;
 }
 
 static int64_t budget(const choice *x)
@@ -192,27 +95,65 @@ static int64_t budget(const choice *x)
     return shared_clusters(x) + own_clusters(x);
 }
 
-static void find_clusters(choice *x)
+static int64_t groups_opened(const choice *x)
+{
+    return 2 * budget(x) > 32 ? 2 * budget(x) : 32;
+}
+
+static void add_mean(means *x, const kna__clusters *c, int64_t kv_head, int64_t slot)
+{
+    x->slot[x->count] = slot;
+    x->at[x->count++] = kna__level_at(c, x->kind, kv_head, slot);
+}
+
+static void use_unit(choice *x, int64_t piece, int64_t pieces)
 {
     const kna__clusters *c = &x->index->clusters;
     int32_t ids[KNA_SEGMENT];
+    for (int64_t s = piece * KNA_SLOTS; s < (piece + pieces) * KNA_SLOTS; s++) {
+        int64_t n = kna__cluster_rows(c, x->kv_head, s, ids);
+        add_mean(&x->clusters, c, x->kv_head, s);
+        for (int64_t i = 0; i < n; i++) x->clustered[ids[i]] = true;
+    }
+    for (int64_t s = piece * KNA_PIECE_GROUPS; s < (piece + pieces) * KNA_PIECE_GROUPS; s++) {
+        add_mean(&x->groups, c, x->kv_head, s);
+    }
+}
+
+static void find_clusters(choice *x)
+{
+    const kna__clusters *c = &x->index->clusters;
+    const oracle *o = x->o;
     for (int64_t piece = 0; piece < c->capacity;) {
         int64_t row = kna__unit_row(c, piece), rows = kna__unit_rows(c, piece);
-        bool formed = c->state[piece] != KNA_PIECE_OPEN && row + rows <= x->o->n;
-        if (formed && is_ordinary(x, row, row + rows) && all_see_plainly(x, row ? row : KNA_FIRST_ROWS, row + rows)) {
-            for (int64_t s = piece * KNA_SLOTS; s < (piece + rows / KNA_PIECE) * KNA_SLOTS; s++) {
-                int64_t n = kna__cluster_rows(c, x->kv_head, s, ids);
-                x->slot[x->clusters] = s;
-                x->at[x->clusters++] = kna__cluster_slot(c, x->kv_head, s);
-                for (int64_t i = 0; i < n; i++) x->clustered[ids[i]] = true;
-            }
+        bool formed = c->state[piece] != KNA_PIECE_OPEN && row + rows <= o->n;
+        if (formed && is_ordinary(x, row, row + rows) &&
+            all_see_plainly(o, x->query, x->query + x->queries, row ? row : KNA_FIRST_ROWS, row + rows)) {
+            use_unit(x, piece, rows / KNA_PIECE);
         }
         piece += c->state[piece] == KNA_PIECE_OPEN ? 1 : rows / KNA_PIECE;
     }
-    if (x->clusters < 2 * budget(x)) { /* as good as all would be read */
-        x->clusters = 0;
-        memset(x->clustered, 0, (size_t)x->o->n * sizeof *x->clustered);
+    if (x->clusters.count < 2 * budget(x)) { /* as good as all would be read */
+        x->clusters.count = x->groups.count = 0;
+        memset(x->clustered, 0, (size_t)o->n * sizeof *x->clustered);
     }
+    x->deep = x->clusters.count > 0 && x->groups.count >= 2 * groups_opened(x);
+}
+
+/* Of a tile: queries before it that see the first clusters. */
+static void find_probes(choice *x)
+{
+    const oracle *o = x->o;
+    bool is_tile = x->tile > 16 || x->queries > 1; /* few rows go one by one */
+    if (is_tile && has_order(o) && x->clusters.count) {
+        int64_t row = x->clusters.slot[0] / KNA_SLOTS * KNA_PIECE, first = row ? row : KNA_FIRST_ROWS;
+        while (x->probes < PROBES && x->query > x->probes &&
+               all_see_plainly(o, x->query - x->probes - 1, x->query - x->probes, first, row + KNA_PIECE)) {
+            x->probes++;
+        }
+    }
+    x->rows = x->tile + x->probes * o->g;
+    x->choosers = is_tile && has_order(o) ? (x->probes + 1) * o->g : x->rows;
 }
 
 static int64_t head_of(const choice *x, int64_t r)
@@ -220,94 +161,152 @@ static int64_t head_of(const choice *x, int64_t r)
     return x->kv_head * x->o->g + r % x->o->g;
 }
 
-/* Masses of one row, and what all of its softmax comes to with none of the clusters read. */
-static void weigh(choice *x, int64_t r)
+static int64_t query_of(const choice *x, int64_t r)
 {
-    const oracle *o = x->o;
-    const kna__clusters *c = &x->index->clusters;
-    const double *q = o->q + (head_of(x, r) * o->m + x->query + r / o->g) * o->d;
-    double *mass = x->mass + r * x->clusters, cap = (double)o->options.softcap;
-    oracle_logits(o, head_of(x, r), x->query + r / o->g, x->logits);
-    for (int64_t i = 0; i < o->d; i++) x->square[r] += o->scale * o->scale * q[i] * q[i];
-    x->top[r] = HIDDEN;
-    for (int64_t s = 0; s < x->clusters; s++) {
-        double z = 0;
-        for (int64_t i = 0; i < o->d; i++) z += o->scale * q[i] * oracle_f16(c->key[x->at[s] * o->d + i]);
-        mass[s] = c->count[x->at[s]] == 0 || c->always[x->at[s]] ? HIDDEN : cap > 0 ? cap * tanh(z / cap) : z;
-        x->top[r] = fmax(x->top[r], mass[s]);
-    }
-    for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
-    for (int64_t s = 0; s < x->clusters; s++) {
-        double spread = (double)c->spread[x->at[s]];
-        mass[s] = (double)c->count[x->at[s]] * exp(mass[s] - x->top[r]) * (1 + x->square[r] * spread / 2);
-        x->total[r] += mass[s];
-    }
-    for (int64_t j = 0; j < o->n; j++) x->total[r] += x->clustered[j] ? 0 : exp(x->logits[j] - x->top[r]);
-    for (int64_t s = 0; s < x->clusters; s++) x->share[s] += x->total[r] > 0 ? mass[s] / x->total[r] : 0;
-    x->mean_square += x->square[r] / (double)x->rows;
+    return x->query - x->probes + r / x->o->g;
 }
 
-static double stray(const choice *x, int64_t s)
+/* What a row makes of keys in no cluster. */
+static void begin_row(choice *x, int64_t r)
 {
-    const kna__clusters *c = &x->index->clusters;
-    return (double)c->deviation[x->at[s]] * sqrt(x->mean_square * (double)c->spread[x->at[s]] + 0.1);
+    const oracle *o = x->o;
+    const double *q = o->q + (head_of(x, r) * o->m + query_of(x, r)) * o->d;
+    oracle_logits(o, head_of(x, r), query_of(x, r), x->logits);
+    for (int64_t i = 0; i < o->d; i++) x->square[r] += o->scale * o->scale * q[i] * q[i];
+    if (r < x->choosers) x->mean_square += x->square[r] / (double)x->choosers;
+    x->top[r] = HIDDEN;
+    for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
+    for (int64_t j = 0; j < o->n; j++) x->exact[r] += x->clustered[j] || x->logits[j] == HIDDEN ? 0 : exp(x->logits[j] - x->top[r]);
+}
+
+static bool must_look(const choice *x, const means *m, int64_t s)
+{
+    return kna__level_always(&x->index->clusters, m->kind, m->at[s]);
+}
+
+/* Masses of one row; `others` is all else in its softmax. Shares of softmax, if it chooses. */
+static void weigh(choice *x, means *m, int64_t r, double others)
+{
+    const oracle *o = x->o;
+    const double *q = o->q + (head_of(x, r) * o->m + query_of(x, r)) * o->d;
+    double *mass = m->mass + r * m->count, cap = (double)o->options.softcap;
+    x->total[r] = others;
+    for (int64_t s = 0; s < m->count; s++) {
+        const uint16_t *key = m->level->key + m->at[s] * o->d;
+        double z = 0, spread = (double)m->level->spread[m->at[s]], count = (double)m->level->count[m->at[s]];
+        for (int64_t i = 0; i < o->d; i++) z += o->scale * q[i] * oracle_f16(key[i]);
+        z = cap > 0 ? cap * tanh(z / cap) : z;
+        mass[s] = must_look(x, m, s) ? 0 : count * exp(z - x->top[r]) * (1 + x->square[r] * spread / 2);
+        x->total[r] += mass[s];
+    }
+    for (int64_t s = 0; s < m->count && r < x->choosers; s++) m->share[s] += x->total[r] > 0 ? mass[s] / x->total[r] : 0;
+}
+
+static double stray(const choice *x, const means *m, int64_t s)
+{
+    return (double)m->level->deviation[m->at[s]] * sqrt(x->mean_square * (double)m->level->spread[m->at[s]] + 0.1);
 }
 
 /* The `want` largest scores of those not yet taken; says where it is a near thing. */
-static void take_largest(choice *x, const double *score, int64_t want, bool *taken)
+static void take_largest(choice *x, const means *m, const double *score, int64_t want, bool *taken)
 {
     double last = (double)INFINITY;
     for (int64_t i = 0; i < want; i++) {
         int64_t best = -1;
-        for (int64_t s = 0; s < x->clusters; s++) {
+        for (int64_t s = 0; s < m->count; s++) {
             if (!taken[s] && (best < 0 || score[s] > score[best])) best = s;
         }
         if (best < 0) return;
         taken[best] = true;
         last = score[best];
     }
-    for (int64_t s = 0; s < x->clusters; s++) x->doubtful |= !taken[s] && score[s] > 0 && score[s] >= last * (1 - 2e-4);
+    for (int64_t s = 0; s < m->count; s++) x->doubtful |= !taken[s] && score[s] > 0 && score[s] >= last * (1 - 2e-4);
 }
 
-static double error_left(const choice *x)
+/* Of what is not taken, by weights that add up to `total`. */
+static double error_left(const choice *x, const means *m, const bool *taken, const double *weight, double total)
 {
     double sum = 0;
-    for (int64_t s = 0; s < x->clusters; s++) {
-        double spread = (double)x->index->clusters.spread[x->at[s]];
-        sum += x->chosen[s] ? 0 : x->share[s] * erf(sqrt(x->mean_square * spread / 8));
+    for (int64_t s = 0; s < m->count; s++) {
+        double spread = (double)m->level->spread[m->at[s]];
+        sum += taken[s] ? 0 : weight[s] * erf(sqrt(x->mean_square * spread / 8));
     }
-    return sum / (double)x->rows;
+    return total > 0 ? sum / total : 0;
 }
 
-static void choose(choice *x)
+/* At least `want`; twice as many as long as the error is above `limit`, where errors are asked for. Returns the error left. */
+static double take_enough(choice *x, const means *m, const double *score, const double *weight, double total, int64_t want,
+                          double limit, const bool *before, bool *taken)
 {
-    const kna_attend_options *o = &x->o->options;
-    int64_t want = shared_clusters(x);
-    for (int64_t s = 0; s < x->clusters; s++) {
-        bool always = x->index->clusters.always[x->at[s]];
-        want += always;
-        x->score[s] = always ? (double)INFINITY : x->share[s] * stray(x, s);
-    }
+    bool doubtful = x->doubtful;
     for (;; want *= 2) {
-        memset(x->chosen, 0, (size_t)x->clusters);
-        x->doubtful = false;
-        take_largest(x, x->score, want, x->chosen);
-        x->error = error_left(x);
-        double eps = (double)o->eps;
-        x->doubtful |= eps > 0 && fabs(x->error - eps) < 1e-4;
-        if (eps == 0 || x->error <= eps || want >= x->clusters) return;
+        memcpy(taken, before, (size_t)m->count);
+        x->doubtful = doubtful;
+        take_largest(x, m, score, want, taken);
+        double error = error_left(x, m, taken, weight, total);
+        bool asked = x->o->options.eps > 0;
+        x->doubtful |= asked && fabs(error - limit) < 1e-4;
+        if (!asked || error <= limit || want >= m->count) return error;
     }
+}
+
+static double choose(choice *x, means *m, int64_t want, double limit)
+{
+    bool *none = calloc((size_t)m->count + 1, 1);
+    for (int64_t s = 0; s < m->count; s++) {
+        want += must_look(x, m, s);
+        m->score[s] = must_look(x, m, s) ? (double)INFINITY : m->share[s] * stray(x, m, s);
+    }
+    double error = take_enough(x, m, m->score, m->share, (double)x->choosers, want, limit, none, m->chosen);
+    free(none);
+    return error;
+}
+
+/* Groups first: the clusters of those opened are all that is left to choose from. Returns the error of the others. */
+static double open_groups(choice *x)
+{
+    for (int64_t r = 0; r < x->rows; r++) weigh(x, &x->groups, r, x->exact[r]);
+    double error = choose(x, &x->groups, groups_opened(x), (double)x->o->options.eps / 2);
+    x->clusters.count = 0;
+    for (int64_t g = 0; g < x->groups.count; g++) {
+        for (int64_t s = 0; x->groups.chosen[g] && s < KNA_GROUP_SLOTS; s++) {
+            add_mean(&x->clusters, &x->index->clusters, x->kv_head, x->groups.slot[g] * KNA_GROUP_SLOTS + s);
+        }
+    }
+    return error;
+}
+
+static double closed_mass(const choice *x, int64_t r)
+{
+    double sum = 0;
+    for (int64_t g = 0; x->deep && g < x->groups.count; g++) sum += x->groups.chosen[g] ? 0 : x->groups.mass[r * x->groups.count + g];
+    return sum;
+}
+
+static void choose_all(choice *x)
+{
+    bool is_tile = own_clusters(x) > 0;
+    double eps = (double)x->o->options.eps;
+    x->error = x->deep ? open_groups(x) : 0;
+    for (int64_t r = 0; r < x->rows; r++) weigh(x, &x->clusters, r, x->exact[r] + closed_mass(x, r));
+    double error = choose(x, &x->clusters, shared_clusters(x), is_tile ? (double)INFINITY : eps - x->error);
+    x->error += is_tile ? 0 : error;
 }
 
 /* ---- one row, the choice made */
 
-/* In prefill, a row also reads clusters of its own. */
-static void choose_own(choice *x, int64_t r, bool *taken)
+/* In prefill, a row also reads clusters of its own. Returns the error estimated for the row. */
+static double choose_own(choice *x, int64_t r, bool *taken)
 {
-    double *score = malloc((size_t)(x->clusters + 1) * sizeof *score);
-    for (int64_t s = 0; s < x->clusters; s++) score[s] = x->mass[r * x->clusters + s] * stray(x, s);
-    take_largest(x, score, own_clusters(x), taken);
+    const means *m = &x->clusters;
+    double *score = malloc((size_t)(m->count + 1) * sizeof *score), *mass = x->clusters.mass + r * m->count;
+    bool *now = malloc((size_t)m->count + 1);
+    for (int64_t s = 0; s < m->count; s++) score[s] = mass[s] * stray(x, m, s);
+    double error = take_enough(x, m, score, mass, x->total[r], own_clusters(x), (double)x->o->options.eps - x->error, taken, now);
+    memcpy(taken, now, (size_t)m->count);
+    free(now);
     free(score);
+    return error;
 }
 
 static void add_value(double *out, const double *v, double weight, int64_t dv)
@@ -315,25 +314,36 @@ static void add_value(double *out, const double *v, double weight, int64_t dv)
     for (int64_t c = 0; c < dv; c++) out[c] += weight * v[c];
 }
 
+/* Means of those not looked into, for row r. Returns their mass. */
+static double mix_means(const choice *x, const means *m, int64_t r, const bool *taken, double *out)
+{
+    const oracle *o = x->o;
+    double tail = 0, *mean = malloc((size_t)o->dv * sizeof *mean);
+    for (int64_t s = 0; s < m->count; s++) {
+        if (taken[s]) continue;
+        tail += m->mass[r * m->count + s];
+        for (int64_t i = 0; i < o->dv; i++) mean[i] = oracle_f16(m->level->value[m->at[s] * o->dv + i]);
+        add_value(out, mean, m->mass[r * m->count + s], o->dv);
+    }
+    free(mean);
+    return tail;
+}
+
 /* out and the sum of weights; the sum of the tail's into *tail. */
 static double mix(const choice *x, int64_t r, const bool *taken, double *out, double *tail, knn_row *row)
 {
     const oracle *o = x->o;
-    const kna__clusters *c = &x->index->clusters;
-    double sum = 0, *mean = malloc((size_t)o->dv * sizeof *mean);
     const double *v = o->v + x->kv_head * o->n * o->dv;
+    double sum = 0;
     bool *read = calloc((size_t)o->n + 1, 1);
     int32_t ids[KNA_SEGMENT];
     for (int64_t i = 0; i < o->dv; i++) out[i] = 0;
     for (int64_t j = 0; j < o->n; j++) read[j] = !x->clustered[j];
-    for (int64_t s = 0; s < x->clusters; s++) {
-        int64_t n = taken[s] ? kna__cluster_rows(c, x->kv_head, x->slot[s], ids) : 0;
+    for (int64_t s = 0; s < x->clusters.count; s++) {
+        int64_t n = taken[s] ? kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids) : 0;
         for (int64_t i = 0; i < n; i++) read[ids[i]] = true;
-        if (taken[s]) continue;
-        *tail += x->mass[r * x->clusters + s];
-        for (int64_t i = 0; i < o->dv; i++) mean[i] = oracle_f16(c->value[x->at[s] * o->dv + i]);
-        add_value(out, mean, x->mass[r * x->clusters + s], o->dv);
     }
+    *tail = mix_means(x, &x->clusters, r, taken, out) + (x->deep ? mix_means(x, &x->groups, r, x->groups.chosen, out) : 0);
     for (int64_t j = 0; j < o->n; j++) {
         row->seen += x->logits[j] > HIDDEN;
         row->full += read[j] && x->logits[j] > HIDDEN;
@@ -342,16 +352,15 @@ static double mix(const choice *x, int64_t r, const bool *taken, double *out, do
         add_value(out, v + j * o->dv, exp(x->logits[j] - x->top[r]), o->dv);
     }
     free(read);
-    free(mean);
     return sum + *tail;
 }
 
-static knn_row finish_row(choice *x, int64_t r, const bool *taken, double tolerance, expected *e)
+static knn_row finish_row(choice *x, int64_t r, const bool *taken, double error, double tolerance, expected *e)
 {
     const oracle *o = x->o;
-    int64_t head = head_of(x, r), query = x->query + r / o->g, at = head * o->m + query;
+    int64_t head = head_of(x, r), query = query_of(x, r), at = head * o->m + query;
     double tail = 0, sink = o->options.sinks ? (double)o->options.sinks[head] : HIDDEN, *out = e->out + at * o->dv;
-    knn_row row = { .clusters = x->clusters, .error = x->clusters ? x->error : -1, .doubtful = x->doubtful };
+    knn_row row = { .clusters = x->clusters.count, .error = x->clusters.count ? error : -1, .doubtful = x->doubtful };
     oracle_logits(o, head, query, x->logits);
     double sum = mix(x, r, taken, out, &tail, &row), top = x->top[r];
     /* What is taken out of the sum of all masses leaves the rounding of that sum. */
@@ -387,28 +396,46 @@ static void add_row(knn_truth *t, const knn_row *row)
 
 /* ---- all choices of a call */
 
+static means means_new(const kna_index *index, int kind, int64_t rows)
+{
+    size_t most = (size_t)(index->clusters.capacity * (kind == KNA_GROUPS ? KNA_PIECE_GROUPS : KNA_SLOTS)) + 1;
+    means m = { .level = &index->clusters.level[kind], .kind = kind };
+    m.at = malloc(most * sizeof *m.at);
+    m.slot = malloc(most * sizeof *m.slot);
+    m.mass = malloc((size_t)rows * most * sizeof *m.mass);
+    m.share = calloc(most, sizeof *m.share);
+    m.score = malloc(most * sizeof *m.score);
+    m.chosen = calloc(most, 1);
+    return m;
+}
+
+static void means_free(means *m)
+{
+    void *held[] = { m->at, m->slot, m->mass, m->share, m->score, m->chosen };
+    for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) free(held[i]);
+}
+
 static choice choice_new(const oracle *o, const kna_index *index, int64_t kv_head, int64_t query, int64_t queries)
 {
-    size_t slots = (size_t)(index->clusters.capacity * KNA_SLOTS) + 1, rows = (size_t)(queries * o->g);
-    choice x = { .o = o, .index = index, .kv_head = kv_head, .query = query, .queries = queries, .rows = queries * o->g };
-    x.at = malloc(slots * sizeof *x.at);
-    x.slot = malloc(slots * sizeof *x.slot);
+    choice x = { .o = o, .index = index, .kv_head = kv_head, .query = query, .queries = queries, .tile = queries * o->g };
+    size_t rows = (size_t)(x.tile + PROBES * o->g);
+    x.groups = means_new(index, KNA_GROUPS, (int64_t)rows);
+    x.clusters = means_new(index, KNA_CLUSTERS, (int64_t)rows);
     x.clustered = calloc((size_t)o->n + 1, 1);
-    x.mass = malloc(rows * slots * sizeof *x.mass);
+    x.exact = calloc(rows, sizeof *x.exact);
     x.total = calloc(rows, sizeof *x.total);
     x.top = calloc(rows, sizeof *x.top);
     x.square = calloc(rows, sizeof *x.square);
-    x.share = calloc(slots, sizeof *x.share);
-    x.score = malloc(slots * sizeof *x.score);
-    x.chosen = calloc(slots, 1);
     x.logits = malloc((size_t)(o->n + 1) * sizeof *x.logits);
     return x;
 }
 
 static void choice_free(choice *x)
 {
-    void *held[] = { x->at, x->slot, x->clustered, x->mass, x->total, x->top, x->square, x->share, x->score, x->chosen, x->logits };
+    void *held[] = { x->clustered, x->exact, x->total, x->top, x->square, x->logits };
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) free(held[i]);
+    means_free(&x->groups);
+    means_free(&x->clusters);
 }
 
 static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, int64_t kv_head, int64_t query, int64_t queries,
@@ -416,14 +443,15 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
 {
     choice x = choice_new(o, index, kv_head, query, queries);
     find_clusters(&x);
-    for (int64_t r = 0; r < x.rows; r++) weigh(&x, r);
-    choose(&x);
-    bool *taken = malloc((size_t)x.clusters + 1), shared_doubt = x.doubtful;
-    for (int64_t r = 0; r < x.rows; r++) {
-        memcpy(taken, x.chosen, (size_t)x.clusters);
+    find_probes(&x);
+    for (int64_t r = 0; r < x.rows; r++) begin_row(&x, r);
+    if (x.clusters.count) choose_all(&x);
+    bool *taken = malloc((size_t)x.clusters.count + 1), shared_doubt = x.doubtful;
+    for (int64_t r = x.rows - x.tile; r < x.rows; r++) {
+        memcpy(taken, x.clusters.chosen, (size_t)x.clusters.count);
         x.doubtful = shared_doubt;
-        choose_own(&x, r, taken);
-        knn_row row = finish_row(&x, r, taken, tolerance, t->e);
+        double error = x.error + (own_clusters(&x) && x.clusters.count ? choose_own(&x, r, taken) : 0);
+        knn_row row = finish_row(&x, r, taken, error, tolerance, t->e);
         add_row(t, &row);
     }
     free(taken);
@@ -473,49 +501,4 @@ bool knn_case_holds(random_case *c, kna_context *context, const bool *absent, in
     expected_free(t.e);
     oracle_free(o);
     return good;
-}
-
-/* ---- inputs and errors */
-
-double knn_row_error(const random_case *c, const expected *e, int64_t row)
-{
-    const float *out = case_out_row(c, row / c->shape.m, row % c->shape.m);
-    double off = 0, norm = 0;
-    for (int64_t i = 0; i < e->dv; i++) {
-        double truth = e->out[row * e->dv + i];
-        off += ((double)out[i] - truth) * ((double)out[i] - truth);
-        norm += truth * truth;
-    }
-    return norm > 0 ? sqrt(off / norm) : sqrt(off);
-}
-
-knn_errors knn_errors_of(random_case *c, const bool *absent)
-{
-    oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
-    o->absent = absent;
-    expected *e = expected_exact(o, 1e-5);
-    knn_errors errors = { 0, 0 };
-    for (int64_t row = 0; row < e->rows; row++) {
-        double error = knn_row_error(c, e, row);
-        errors.most = error <= errors.most ? errors.most : error; /* NaN is the most */
-        errors.mean += error / (double)e->rows;
-    }
-    expected_free(e);
-    oracle_free(o);
-    return errors;
-}
-
-void knn_grouped(random_case *c, int64_t groups, double radius)
-{
-    int64_t d = c->shape.d, dv = c->shape.dv;
-    double *centre = malloc((size_t)(groups * (d + dv)) * sizeof *centre);
-    for (int64_t i = 0; i < groups * (d + dv); i++) centre[i] = test_normal();
-    for (int64_t head = 0; head < c->shape.h_kv; head++) {
-        for (int64_t j = 0; j < c->shape.n; j++) {
-            const double *at = centre + (int64_t)test_below((size_t)groups) * (d + dv);
-            for (int64_t x = 0; x < d; x++) case_put(&c->k, head, j, x, (float)(at[x] + radius * test_normal()));
-            for (int64_t x = 0; x < dv; x++) case_put(&c->v, head, j, x, (float)(at[d + x] + radius * test_normal()));
-        }
-    }
-    free(centre);
 }

@@ -121,6 +121,78 @@ static void one_tile(void)
                 (long long)rows_doubtful, (long long)rows_tried);
 }
 
+/* Tiles one after the other: where queries have an order, each tile's choice is that of its first query and some before it. */
+static void tiles_in_order(void)
+{
+    rows_tried = rows_doubtful = 0;
+    for (int i = 0; i < rounds(10); i++) {
+        random_case c = { .guarded = false };
+        int64_t n = random_n();
+        random_problem(&c, (shape){ 4, 2, 48, n < 700 ? 700 : n, random_dim(), random_dim() }); /* tiles of 24 rows */
+        c.options.causal = i % 3 > 0;
+        if (i % 3 == 2) coarse_mask(&c);
+        if (c.options.near_sinks + c.options.near_window + c.options.k_near < c.shape.n) holds(&c, random_context(), 12);
+        case_end(&c);
+    }
+    EXPECT_THAT(rows_tried > 100 / RANDOM_SHARE && rows_doubtful <= rows_tried / 5, "%lld of %lld rows were in doubt",
+                (long long)rows_doubtful, (long long)rows_tried);
+}
+
+/* So many keys that groups of clusters come first, for few queries and for a tile. */
+static void groups_first(void)
+{
+    rows_tried = rows_doubtful = 0;
+    for (int i = 0; i < rounds(8); i++) {
+        random_case c = { .guarded = false };
+        int64_t m = i % 2 ? 12 : 1 + (int64_t)test_below(2);
+        random_problem(&c, (shape){ 4, 2, m, 9400 + (int64_t)test_below(1200), 1 + (int64_t)test_below(20), 8 });
+        c.options.k_near = 1 + (int64_t)test_below(i % 2 ? 50 : 120);
+        c.options.causal = i % 4 < 2;
+        holds(&c, random_context(), i % 2 ? m : 1);
+        case_end(&c);
+    }
+    EXPECT_THAT(rows_tried > 20 / RANDOM_SHARE && rows_doubtful <= rows_tried / 3, "%lld of %lld rows were in doubt",
+                (long long)rows_doubtful, (long long)rows_tried);
+}
+
+/* What a row gives hangs neither on queries nor on keys after it, in no tile: other ones there, and its bits are the same. */
+static void no_look_ahead(void)
+{
+    for (int i = 0; i < rounds(6); i++) {
+        random_case c = { .guarded = false };
+        int64_t m = 700, n = i % 2 ? 1800 : 700, changed = 30 + (int64_t)test_below(640);
+        case_begin(&c, (shape){ 4, 2, m, n, 16, 8 });
+        case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 1.5);
+        case_rows(&c, &c.k, KNA_F32, LAYOUT_PACKED, 1);
+        case_rows(&c, &c.v, KNA_F32, LAYOUT_PACKED, 1);
+        case_out(&c, LAYOUT_PACKED);
+        c.options.causal = 1;
+        c.options.k_near = 16;
+        c.options.eps = i % 3 == 2 ? 0.2f : 0;
+        float *before = malloc((size_t)(4 * m * 8) * sizeof *before);
+        for (int run = 0; run < 2; run++) {
+            EXPECT_INT(case_attend(&c, context_best(), NULL), KNA_OK);
+            for (int64_t row = 0; row < 4 * m && run == 0; row++) {
+                memcpy(before + row * 8, case_out_row(&c, row / m, row % m), 8 * sizeof *before);
+            }
+            for (int64_t row = 0; row < 4 * m && run == 1; row++) {
+                bool same = !memcmp(before + row * 8, case_out_row(&c, row / m, row % m), 8 * sizeof *before);
+                if (row % m < changed && !EXPECT_THAT(same, "row %lld of %lld changed with row %lld", (long long)(row % m),
+                                                      (long long)m, (long long)changed)) {
+                    break;
+                }
+            }
+            for (int64_t query = changed; query < m; query++) {
+                for (int64_t x = 0; x < 4 * 16; x++) case_put(&c.q, x / 16, query, x % 16, (float)test_normal());
+                for (int64_t x = 0; x < 2 * 16; x++) case_put(&c.k, x / 16, n - m + query, x % 16, (float)test_normal());
+                for (int64_t x = 0; x < 2 * 8; x++) case_put(&c.v, x / 8, n - m + query, x % 8, (float)test_normal());
+            }
+        }
+        free(before);
+        case_end(&c);
+    }
+}
+
 /* Many rows with the same query choose alike, however they are cut into tiles. */
 static void equal_queries(void)
 {
@@ -513,6 +585,9 @@ int main(int argc, char **argv)
     test_begin(argc, argv);
     TEST(decoding);
     TEST(one_tile);
+    TEST(tiles_in_order);
+    TEST(groups_first);
+    TEST(no_look_ahead);
     TEST(equal_queries);
     TEST(edges_of_pieces);
     TEST(all_chosen);

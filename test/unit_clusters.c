@@ -71,7 +71,7 @@ static void partition(void)
         EXPECT(knn_index_holds(index_, &c.k, &c.v));
         int64_t nonempty = 0;
         for (int64_t s = 0; s < N / KNA_MEMBERS; s++) {
-            nonempty += index_->clusters.count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
+            nonempty += index_->clusters.level[KNA_CLUSTERS].count[kna__cluster_slot(&index_->clusters, 1, s)] > 0;
         }
         EXPECT_THAT(nonempty > N / KNA_MEMBERS * 9 / 10, "only %lld clusters hold rows", (long long)nonempty);
         EXPECT_INT(cluster_of(0, KNA_FIRST_ROWS - 1), -1);
@@ -116,7 +116,7 @@ static void expect_spreads(const double *s, int64_t d, int64_t head)
     int32_t ids[KNA_SEGMENT];
     for (int64_t slot = 0; slot < N / KNA_MEMBERS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, head, slot, ids);
-        double got = (double)index_->clusters.spread[kna__cluster_slot(&index_->clusters, head, slot)];
+        double got = (double)index_->clusters.level[KNA_CLUSTERS].spread[kna__cluster_slot(&index_->clusters, head, slot)];
         double want = n ? spread_of(s, d, head, ids, n) : 0;
         if (!EXPECT_THAT(fabs(got - want) <= 1e-3 * want + 1e-6, "spread of slot %lld of %lld rows: %g, expected %g",
                          (long long)slot, (long long)n, got, want)) {
@@ -158,7 +158,7 @@ static void spread_of_long_keys(void)
     for (int64_t slot = KNA_SLOTS; slot < 2 * KNA_SLOTS; slot++) {
         int64_t n = kna__cluster_rows(&index_->clusters, 0, slot, ids);
         double want = n ? spread_of(s, d, 0, ids, n) : 0;
-        EXPECT_NEAR(index_->clusters.spread[kna__cluster_slot(&index_->clusters, 0, slot)], want, 1e-3 * want + 1e-6);
+        EXPECT_NEAR(index_->clusters.level[KNA_CLUSTERS].spread[kna__cluster_slot(&index_->clusters, 0, slot)], want, 1e-3 * want + 1e-6);
     }
     done();
 }

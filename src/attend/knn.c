@@ -6,7 +6,7 @@
 #include "knn.h"
 
 enum {
-    BLOCK = 512, /* queries that see the same state of the index */
+    BLOCK = 512,         /* queries that see the same state of the index */
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
 
@@ -95,7 +95,8 @@ static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_re
 int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
 {
     knn_call call = { .problem = p, .index = index, .gaps = kna__index_gaps(index, p->n) };
-    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h), bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float));
+    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
+    size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float));
     KNA_TRY(kna__metric_reserve(p->context, index));
     KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
     learn_first(p, index);

@@ -88,7 +88,7 @@ static inline void kna__knn_forget(float *z, const int32_t *dead, int64_t count)
 /* z: mean logits of a list's clusters for one row, to masses relative to exp(shift); half_square = |q|^2 / 2. Their sum. */
 double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head, float *z, float shift, float half_square);
 /* Sum of masses. After clusters were taken out it is added up anew: what is left may be less than the rounding of it all. */
-double kna__knn_sum(const float *z, int64_t count);
+double kna__knn_sum(const kna__kernels *kernels, const float *z, int64_t count);
 
 /* knn_choose.c - which clusters of a list are looked into. */
 typedef struct knn_choice {

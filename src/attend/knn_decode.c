@@ -264,7 +264,7 @@ static void choose_means(const decode_job *job, decode_set *set, decode_means *m
         for (int64_t i = 0; i < set->choice.count; i++) {
             z[set->choice.chosen[i]] = 0;
         }
-        means->tail[r] = kna__knn_sum(z, means->list.size);
+        means->tail[r] = kna__knn_sum(job->call->problem->kernels, z, means->list.size);
     }
 }
 

@@ -8,7 +8,7 @@
 /* Of |q| |mean key|: f16 rounds each number of the mean by at most 2^-11 of it, f32 sums by less. */
 #define STALE_LIMIT 0x1p-9f
 
-enum { LANES = 16, LANE_SUMS = 64 /* numbers a lane adds in single precision */ };
+enum { SUMS = 64 /* blocks added up at a time */ };
 
 int64_t kna__knn_dead(const knn_call *call, const knn_list *list, int64_t at, int64_t count, int32_t *dead)
 {
@@ -22,23 +22,20 @@ int64_t kna__knn_dead(const knn_call *call, const knn_list *list, int64_t at, in
     return found;
 }
 
-double kna__knn_sum(const float *z, int64_t count)
+double kna__knn_sum(const kna__kernels *kernels, const float *z, int64_t count)
 {
+    float some[SUMS];
     double sum = 0;
-    for (int64_t i = 0; i < count;) {
-        int64_t stop = i + LANES * LANE_SUMS < count ? i + LANES * LANE_SUMS : count;
-        float lane[LANES] = { 0 };
-        for (; i + LANES <= stop; i += LANES) {
-            for (int64_t x = 0; x < LANES; x++) {
-                lane[x] += z[i + x];
-            }
+    int64_t whole = count / KNA_BLOCK * KNA_BLOCK;
+    for (int64_t first = 0; first < whole; first += SUMS * KNA_BLOCK) {
+        int64_t blocks = (whole - first) / KNA_BLOCK < SUMS ? (whole - first) / KNA_BLOCK : SUMS;
+        kernels->block_sum(some, z + first, (size_t)blocks);
+        for (int64_t i = 0; i < blocks; i++) {
+            sum += (double)some[i];
         }
-        for (int64_t x = 0; i < stop; x++, i++) {
-            lane[x] += z[i];
-        }
-        for (int64_t x = 0; x < LANES; x++) {
-            sum += (double)lane[x];
-        }
+    }
+    for (int64_t i = whole; i < count; i++) {
+        sum += (double)z[i];
     }
     return sum;
 }
@@ -59,7 +56,7 @@ double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head
             z[i + x] *= (float)count[x] * (1 + half_square * spread[x]);
         }
     }
-    return kna__knn_sum(z, list->size);
+    return kna__knn_sum(call->problem->kernels, z, list->size);
 }
 
 /*

@@ -214,7 +214,7 @@ static void add_tail(prefill_room *room, const prefill_means *means, int64_t r)
     if (state->max > room->base[r]) {
         room->tile.problem->kernels->scale(z, expf(room->base[r] - state->max), (size_t)means->list.size);
     }
-    double sum = kna__knn_sum(z, means->list.size);
+    double sum = kna__knn_sum(room->tile.problem->kernels, z, means->list.size);
     room->tail[r] = sum + (room->tail[r] > 0 ? room->tail[r] * exp((double)room->max[r] - (double)state->max) : 0);
     room->max[r] = state->max;
     state->sum += sum;

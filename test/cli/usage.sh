@@ -23,6 +23,7 @@ try() {
     try bench decode --help
     try bench prefill -h
     try bench attend --help
+    try bench heads --help
     try frobnicate
     try attend --frobnicate
     try attend --near 3
@@ -71,6 +72,9 @@ try() {
     try bench decode --contenders exact,fastest
     try bench prefill -n 64 -m 65
     try bench decode --rounds 1002
+    try bench heads
+    try bench heads --dump d -m m
+    try bench heads --dump d --k 2,1
 } >got
 [ -z "${UPDATE:-}" ] || cp got "$here/usage.expected"
 diff -u "$here/usage.expected" got

@@ -5,7 +5,7 @@ source "$(dirname "$0")/_prepare.sh"
 
 head -c 9000 "$KNA_DOCUMENTS/filesystems/vfs.rst" >text.txt
 perplexity() {
-    "$KNA_LLAMA/llama-perplexity" -m "$model" -f text.txt -t 1 -c 512 -b 512 --chunks 1 \
+    "$KNA_LLAMA/llama-perplexity" -m "$model" -f text.txt -t 1 -c 256 -b 256 --chunks 1 \
         --kl-divergence-base base.bin "$@" >log 2>&1 ||
         { tail -5 log; exit 1; }
 }
@@ -16,7 +16,7 @@ GGML_BACKEND_PATH=$KNA_PLUGIN KNNATTN_METHOD=topk KNNATTN_K=3 KNNATTN_EXACT_BELO
     sed -n 's/^Mean *KLD: *\([0-9.]*\) .*/{"kld": \1,/p' log
     sed -n 's/^Same top p: *\([0-9.]*\) .*/"same": \1}/p' log
 } >theirs.json
-"$KNA" ppl -m "$model" -f text.txt $one -c 512 --chunks 1 --method topk --k-near 3 --exact-below 0 --compare --json >ours.json
+"$KNA" ppl -m "$model" -f text.txt $one -c 256 --chunks 1 --method topk --k-near 3 --exact-below 0 --compare --json >ours.json
 holds "far off" 'a["kld"] > 0.1' theirs.json
 holds "divergence" 'abs(a["compare"]["kl_divergence"] / b["kld"] - 1) < 0.02' ours.json theirs.json
 holds "agreement" 'abs(100 * a["compare"]["top_token_agreement"] - b["same"]) < 1' ours.json theirs.json

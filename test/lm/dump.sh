@@ -54,6 +54,12 @@ for name in "kv":
     assert whole.dtype.str == "<f4" and (whole == half).all()
 END
 
+# kna bench heads measures the same straight from the model as from what was dumped.
+heads="bench heads --layers 0,17 --late 40 --k 16,64 --rounds 0 --json $one"
+"$KNA" $heads --dump f16 >files.json
+"$KNA" $heads -m "$model" -f text.txt -c 600 >model.json
+holds "bench heads" 'a == b and len(a["layers"]) == 2 and a["n"] == 600' files.json model.json
+
 # A second run over the same folder replaces; a run that is refused or fails leaves no folder.
 dump -c 4 --layers 29 --out f32 >/dev/null
 checks=$((checks + 1))
@@ -79,4 +85,4 @@ if mkdir small 2>/dev/null && mount -t tmpfs -o size=64k none small 2>/dev/null;
     [ -z "$(ls -A small)" ] || fail "left on a full disk: $(ls -A small)"
     umount small
 fi
-finish 22 # three fewer under a sanitizer or where nothing can be mounted
+finish 23 # three fewer under a sanitizer or where nothing can be mounted

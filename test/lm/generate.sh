@@ -28,6 +28,11 @@ generate -f text.txt -n 12 --method off --fa 0 --compare --ignore-eos --json >fu
 holds "full beside full" 'a["compare"]["equal_tokens"] == 12 and a["compare"]["kl_divergence"] == 0
     and a["attention"] is None' full.json
 
+if [ -n "${KNA_SANITIZE:-}" ]; then # the rest goes through the same code with other words
+    finish 7
+    exit
+fi
+
 # Temperature: by seed; a question in the model's chat template ends by itself.
 hot="-p Once -n 12 --method off --temp 1.5 --ignore-eos"
 generate $hot --seed 1 >a.txt 2>/dev/null

@@ -48,3 +48,23 @@ ferry() {
             "began to tell how he had once repaired the bell of a drowned church."
     done
 }
+
+# near NAME FILE FACTOR FLOOR SPREAD - what llama-perplexity --kl-divergence left in FILE: divergence at most FACTOR times that of
+# llama.cpp's own flash attention ($tmp/own) + FLOOR, perplexity within SPREAD of its (paired) standard error and within 3 %.
+near() {
+    "$python" - "$tmp/own" "$@" <<'END' || bad=1
+import re, sys
+def figures(path):
+    text = open(path, errors="replace").read()
+    kld = re.search(r"Mean +KLD: +([0-9.e+-]+)", text)
+    ratio = re.search(r"Mean PPL\(Q\)/PPL\(base\) +: +([0-9.]+) ± +([0-9.]+)", text)
+    if not kld or not ratio: sys.exit(f"FAIL: {path}: llama-perplexity printed no divergence: {text[-600:]}")
+    return float(kld[1]), float(ratio[1]), float(ratio[2])
+own, name, path, factor, floor, spread = sys.argv[1:]
+kld, ratio, error = figures(path)
+limit = float(factor) * figures(own)[0] + float(floor)
+print(f"{name}: KL divergence {kld} (limit {limit:.6f}), perplexity ratio {ratio} ± {error}")
+if not kld <= limit: sys.exit(f"FAIL: {name}: KL divergence {kld} above {limit}")
+if not abs(ratio - 1) <= min(float(spread) * error, 0.03): sys.exit(f"FAIL: {name}: perplexity ratio {ratio} ± {error}")
+END
+}

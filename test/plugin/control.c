@@ -13,19 +13,29 @@ struct question {
     struct ggml_cgraph *graph;
 };
 
-/* One query of two heads over CELLS keys of no cache. */
-static struct question question_new(void)
+/* One query of two heads over CELLS keys of no cache, of which it sees so many, the last ones, behind a mask; 0: all, without one. */
+static struct question question_behind(int seen)
 {
     struct question q = { .ctx = graph_context() };
     struct ggml_tensor *query = ggml_new_tensor_3d(q.ctx, GGML_TYPE_F32, DIM, 1, 2),
                        *k = ggml_new_tensor_3d(q.ctx, GGML_TYPE_F16, DIM, CELLS, 1);
     struct ggml_tensor *v = ggml_new_tensor_3d(q.ctx, GGML_TYPE_F16, DIM, CELLS, 1);
-    q.graph = graph_of(q.ctx, ggml_flash_attn_ext(q.ctx, query, k, v, NULL, 0.5f, 0.0f, 0.0f));
+    struct ggml_tensor *mask = seen > 0 ? ggml_new_tensor_2d(q.ctx, GGML_TYPE_F16, CELLS, 1) : NULL;
+    q.graph = graph_of(q.ctx, ggml_flash_attn_ext(q.ctx, query, k, v, mask, 0.5f, 0.0f, 0.0f));
     q.buffer = ggml_backend_alloc_ctx_tensors(q.ctx, cpu);
     fill(query, 1.0);
     fill(k, 1.0);
     fill(v, 1.0);
+    for (size_t i = 0; mask != NULL && i < CELLS; i++) {
+        ggml_fp16_t entry = ggml_fp32_to_fp16(i + (size_t)seen < CELLS ? -INFINITY : 0.0f);
+        ggml_backend_tensor_set(mask, &entry, i * sizeof(entry), sizeof(entry));
+    }
     return q;
+}
+
+static struct question question_new(void)
+{
+    return question_behind(0);
 }
 
 static void question_free(struct question *q)
@@ -97,6 +107,23 @@ static void slots(void)
     EXPECT(n.audited == 6 && n.audit_mean > 0 && n.audit_p95 > 0 && n.audit_p95 < 10);
     EXPECT(n.index_bytes > 0 && n.stale_events == 0 && n.fallbacks == 0 && n.time_s > 0);
     EXPECT(b.calls == 3 && b.calls_exact == 3 && b.tail_mass == 0);
+}
+
+/* What the mask hides does not count: in a sliding window every key is read, and there is no index, however large the cache. */
+static void windows(void)
+{
+    for (int seen = 99; seen <= 100; seen++) {
+        struct question q = question_behind(seen);
+        ggml_backend_t backend = backend_with("method=topk,k=10,exact_below=100,slot=12");
+        report_reset(12);
+        EXPECT_INT(ggml_backend_graph_compute(backend, q.graph), GGML_STATUS_SUCCESS);
+        struct knnattn_report r = report_of_slot(12);
+        EXPECT_INT(r.calls_exact, seen < 100);
+        EXPECT_NEAR(r.keys_seen, 2 * seen, 0);
+        EXPECT(seen < 100 ? r.index_bytes == 0 && r.keys_full >= r.keys_seen : r.keys_full < r.keys_seen);
+        ggml_backend_free(backend);
+        question_free(&q);
+    }
 }
 
 static void resets(void)
@@ -192,6 +219,7 @@ int main(int argc, char **argv)
     harness_open();
     TEST(messages);
     TEST(slots);
+    TEST(windows);
     TEST(resets);
     TEST(observers);
     TEST(shorter_report);

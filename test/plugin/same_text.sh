@@ -2,9 +2,9 @@
 # neighbours as keys, and with the plugin switched off, they are those of llama.cpp.
 set -eu
 . "$(dirname "$0")/_common.sh"
-ferry 5 >"$tmp/text"
+ferry 3 >"$tmp/text"
 printf 'The ferry left the' >>"$tmp/text"
-arguments=(-m "$KNA_MODEL" -t 2 -c 512 -n 24 -no-cnv --no-display-prompt --temp 0 -f "$tmp/text" -fa on)
+arguments=(-m "$KNA_MODEL" -t 2 -c 512 -n 16 -no-cnv --no-display-prompt --temp 0 -f "$tmp/text" -fa on)
 
 plain llama-completion "${arguments[@]}" >"$tmp/want" 2>/dev/null </dev/null
 grep -q "harbour at seven" "$tmp/want" || complain "llama.cpp itself does not continue the text: $(cat "$tmp/want")"

@@ -1,11 +1,12 @@
-# llama-server through the plugin: two conversations at once, prompts that share a beginning, a prompt with a passage cut out (the
-# keys behind it are moved), generation past the end of the context (the same), a conversation saved, erased and loaded again.
+# llama-server through the plugin: two conversations at once, prompts that share a beginning, requests cancelled while the answer is
+# written and while the prompt is read (beside another that goes on), a prompt with a passage cut out (the keys behind it are moved),
+# generation past the end of the context (the same), a conversation saved, erased and loaded again.
 # Every answer continues a text that the model can only know from its cache, and the index learned of every change in time.
 set -eu
 . "$(dirname "$0")/_common.sh"
 
 cat >"$tmp/scenario.py" <<'END'
-import concurrent.futures, json, sys, time, urllib.request
+import concurrent.futures, http.client, json, sys, time, urllib.request
 port, folder = sys.argv[1:]
 bad = 0
 
@@ -35,6 +36,30 @@ def reused(what, answer, least):
         print(f"FAIL: {what}: nothing was reused: {answer['timings']}")
         bad = 1
 
+def free(slot):
+    return not next(s for s in call("/slots") if s["id"] == slot)["is_processing"]
+
+# Asks for far more than is read: hangs up after some lines of the answer (0: before it begins, as soon as the server is at it).
+def cancel(prompt, slot, lines):
+    global bad
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
+    body = {"prompt": prompt, "id_slot": slot, "n_predict": 700, "ignore_eos": True, "temperature": 0, "cache_prompt": True, "stream": True}
+    connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+    if lines:
+        answer = connection.getresponse()
+        for _ in range(2 * lines): answer.readline() # each is followed by an empty one
+    else:
+        while free(slot): time.sleep(0.002)
+    connection.sock.shutdown(2)
+    connection.close()
+    start = time.monotonic()
+    while not free(slot) and time.monotonic() < start + 60: time.sleep(0.02)
+    done = next(s for s in call("/slots") if s["id"] == slot)
+    decoded = done.get("next_token", [{}])[0].get("n_decoded", 0)
+    if not free(slot) or decoded >= 700:
+        print(f"FAIL: a request cancelled after {lines} lines was not given up: {decoded} tokens, {time.monotonic() - start:.1f} s")
+        bad = 1
+
 ferry = "The ferry left the harbour at seven in the morning with twelve passengers, two horses and a cart of salt. "
 baker = "A baker in Lisbon counted forty loaves before sunrise, gave three of them to the night watchman and sold the rest. "
 aside = "Meanwhile it rained on the hills, the mill stood still and the geese walked slowly back to the pond behind the church. "
@@ -49,6 +74,16 @@ with concurrent.futures.ThreadPoolExecutor(2) as both:
 again = complete(ferry * 5 + "The ferry left the harbour at seven in the morning with", 0)
 expect("the same beginning", again, "twelve passengers, two horses")
 reused("the same beginning", again, 100)
+
+with concurrent.futures.ThreadPoolExecutor(2) as both:
+    other = both.submit(complete, baker * 5 + "A baker in Lisbon counted forty loaves", 1, 24)
+    both.submit(cancel, ferry * 5 + "The ferry left the", 0, 4).result()
+    expect("beside a cancelled answer", other.result(), "before sunrise, gave three of them to the night watchman")
+again = complete(ferry * 5 + "The ferry left the harbour at seven", 0)
+expect("after a cancelled answer", again, "in the morning with twelve passengers")
+reused("after a cancelled answer", again, 100)
+cancel(aside * 30, 0, 0)
+expect("after a cancelled prompt", complete(ferry * 5 + "The ferry left the", 0), "harbour at seven in the morning")
 
 complete(ferry + aside + aside + ferry * 4, 0, 1)
 cut = complete(ferry + aside + ferry * 4 + "The ferry left the", 0)

@@ -1,0 +1,86 @@
+/*
+ * lm_take.c - the operands of chosen layers. Stages: layers, text, one window through the model.
+ */
+#include "lm_take.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "layers.h"
+
+static int mark_layers(unsigned char *wanted, int layers, const char *list)
+{
+    long largest = 0;
+    if (!list) {
+        memset(wanted, 1, (size_t)layers);
+        return CLI_OK;
+    }
+    int code = layers_read(wanted, layers, list, &largest);
+    if (code == CLI_OK && largest >= layers) {
+        code = cli_refuse("--layers: %ld, but the model has layers 0..%d", largest, layers - 1);
+    }
+    return code;
+}
+
+static int choose_layers(lm_taken *taken, const char *list, const lm_model *model)
+{
+    int layers = lm_model_layers(model);
+    unsigned char *wanted = calloc((size_t)layers + 1, 1);
+    taken->operands = calloc((size_t)layers + 1, sizeof *taken->operands);
+    int code = wanted && taken->operands ? mark_layers(wanted, layers, list) : cli_fail("out of memory");
+    for (int layer = 0; code == CLI_OK && layer < layers; layer++) {
+        if (wanted[layer]) {
+            taken->operands[taken->count++].layer = layer;
+        }
+    }
+    free(wanted);
+    return code;
+}
+
+static int check_text(const lm_take_request *r, const lm_desk *desk, const lm_tokens *text)
+{
+    if (text->count < r->context) {
+        return cli_refuse("%s: %d tokens, fewer than the %d asked for (-c)", r->input->file, text->count, (int)r->context);
+    }
+    lm_warn_positions(desk->model, (int)r->context, r->yarn);
+    return CLI_OK;
+}
+
+static int open_session(lm_desk *desk, const lm_take_request *r)
+{
+    lm_error error = { { 0 } };
+    const lm_attention exact = LM_ATTENTION;
+    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input->threads, exact, r->yarn };
+    int status = lm_session_open(&desk->group.sessions[0], desk->model, &options, &error);
+    desk->group.count = status == LM_OK;
+    return lm_failed(status, &error);
+}
+
+static int read_window(lm_taken *taken, const lm_desk *desk, const lm_tokens *text, const lm_take_request *r)
+{
+    lm_error error = { { 0 } };
+    cli_progress_start("reading");
+    int status = lm_operands_take(taken->operands, taken->count, &desk->group, text->ids, (int)r->context, r->with_output, &error);
+    cli_progress_end();
+    return lm_failed(status, &error);
+}
+
+int lm_take(lm_taken *taken, lm_desk *desk, const lm_take_request *r)
+{
+    lm_tokens text = { 0 };
+    int code = choose_layers(taken, r->layers, desk->model);
+    code = code == CLI_OK ? lm_read_tokens(&text, desk->model, r->input->file) : code;
+    code = code == CLI_OK ? check_text(r, desk, &text) : code;
+    code = code == CLI_OK ? open_session(desk, r) : code;
+    code = code == CLI_OK ? read_window(taken, desk, &text, r) : code;
+    lm_tokens_free(&text);
+    return code;
+}
+
+void lm_taken_free(lm_taken *taken)
+{
+    for (int i = 0; i < taken->count; i++) {
+        lm_operands_free(&taken->operands[i]);
+    }
+    free(taken->operands);
+}

@@ -1,0 +1,26 @@
+/*
+ * lm_take.h - queries, keys and values of chosen layers of a model that reads the beginning of a text: for `kna dump`, which
+ * writes them into files, and `kna bench heads`, which measures on them.
+ */
+#ifndef KNA_CLI_LM_TAKE_H
+#define KNA_CLI_LM_TAKE_H
+
+#include "lm_common.h"
+
+typedef struct lm_take_request {
+    const lm_input *input;
+    const char *layers; /* a list, as in layers.h; NULL: all */
+    int64_t context;    /* tokens of the text */
+    int yarn, with_output;
+} lm_take_request;
+
+typedef struct lm_taken {
+    lm_operands *operands; /* layers ascending */
+    int count;
+} lm_taken;
+
+/* lm_take() - returns CLI_OK or an exit code, having printed why; free with lm_taken_free() in any case. */
+int lm_take(lm_taken *taken, lm_desk *desk, const lm_take_request *request);
+void lm_taken_free(lm_taken *taken);
+
+#endif /* KNA_CLI_LM_TAKE_H */
