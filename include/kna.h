@@ -272,13 +272,14 @@ typedef struct kna_attend_options {
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
     int64_t k_near;           /* k; 0: 256. topk: k >= the keys a query sees: exact. knn: about k keys of each row's own in
-                                 prefill, and beside them 4 k that a tile of neighbouring queries shares; while decoding 2 k that
-                                 the query heads of a KV head share (k where there is one): in whole clusters */
+                                 prefill, and beside them 4 k that a tile of neighbouring queries shares, chosen by its first one
+                                 and 16 before it; while decoding 2 k that the query heads of a KV head share (k where there is
+                                 one): in whole clusters */
     int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
     int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
     float eps;                /* KNA_KNN: double the clusters read in full until the estimated total variation distance between
-                                 the weights used and softmax, in the mean over the rows that share them, is at most eps or
-                                 none is left; 0: k as given */
+                                 the weights used and softmax is at most eps or none is left: for each row by itself in
+                                 prefill, in the mean over the heads that share keys while decoding; 0: k as given */
 
     /* What is known. */
     kna_index *index;         /* an index over exactly these keys and values, made for this method; NULL: one is built for
@@ -328,11 +329,12 @@ typedef struct kna_report {
  *          and where is in the message; NaN or +infinity in the mask likewise), KNA_ENOMEM, KNA_ESTALE (the index covers
  *          fewer than n rows or other shapes).
  * Threads: one call per context and per index at a time.
- * Order:   among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
+ * Order:   where queries have one (causal, window or mask), no row depends on a later query, nor on a key it does not see.
+ *          Among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
- *          knn: n / 16 mean keys and mean values, recent and first rows, rows since the
- *          last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
+ *          knn: n / 16 mean keys and mean values (or n / 128 of groups and those of a fixed number of clusters, which is
+ *          less from about 4 k clusters on), recent and first rows, rows since the last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md.

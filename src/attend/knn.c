@@ -1,7 +1,6 @@
 /*
  * knn.c - the call: queries in blocks, as they would arrive; before each block, the index forms clusters of what its first query
- * sees, and after it learns from its queries. So no key or value a row uses, and no cluster, comes from later tokens. Which
- * clusters are read in full rather than by their means is settled by a tile of neighbouring queries together, later ones too.
+ * sees, and after it learns from its queries. So no key or value a row uses, and no cluster, comes from later tokens.
  */
 #include "knn.h"
 
