@@ -139,6 +139,7 @@ static void backend_set_n_threads(ggml_backend_t backend, int threads)
     struct knnattn_engine *engine = backend->context;
     int most = threads < KNA_MAX_THREADS ? threads : KNA_MAX_THREADS;
 
+    knnattn_probe_close(); /* llama.cpp says how many before each graph it computes */
     if (engine->settings.threads == 0 && kna_context_set_threads(engine->kna, most) != KNA_OK) {
         complain("the number of threads was not taken", kna_context_message(engine->kna));
     }

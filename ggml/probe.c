@@ -1,8 +1,7 @@
 /*
  * probe.c - until when attention is left to the CPU (see probe.h).
  *
- * The test ends with the first attention of another number of queries or streams, or, for a program whose graphs all have one
- * shape, after so many questions that graphs have been laid out more often than any test does it.
+ * The test ends with the first attention of another number of queries or streams, or when a graph is computed.
  */
 #define _GNU_SOURCE
 #include "probe.h"
@@ -10,8 +9,6 @@
 #include "cache.h"
 
 #include <pthread.h>
-
-#define ENOUGH_ASKS 8192
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
@@ -24,6 +21,13 @@ void knnattn_probe_open(void)
     pthread_mutex_lock(&lock);
     probe.is_open = true;
     probe.asks = 0;
+    pthread_mutex_unlock(&lock);
+}
+
+void knnattn_probe_close(void)
+{
+    pthread_mutex_lock(&lock);
+    probe.is_open = false;
     pthread_mutex_unlock(&lock);
 }
 
@@ -41,7 +45,7 @@ bool knnattn_probe_is_open(const struct ggml_tensor *op)
         probe.streams = q->ne[3];
     }
     probe.asks++;
-    if (probe.queries != q->ne[1] || probe.streams != q->ne[3] || probe.asks > ENOUGH_ASKS) {
+    if (probe.queries != q->ne[1] || probe.streams != q->ne[3]) {
         probe.is_open = false;
     }
     bool is_open = probe.is_open;

@@ -57,6 +57,9 @@ for settings in "METHOD=exact" "$near"; do
     runs "$settings" llama-completion -m "$KNA_MODEL" -t 2 -c 768 -n 4 -no-cnv -f "$tmp/text" --temp 0
 done
 
+# All graphs of one shape: batches of one token.
+runs "METHOD=exact" llama-perplexity -m "$KNA_MODEL" -t 2 -c 32 -b 32 -ub 1 --chunks 1 -f "$tmp/text" -fa on
+
 # Without flash attention the plugin has nothing to do and does not get in the way.
 plugin "SUMMARY=1" llama-bench -m "$KNA_MODEL" -t 2 -p 16 -n 2 -r 1 -fa 0 >"$tmp/out" 2>&1 || complain "llama-bench -fa 0 failed"
 grep -q '^knnattn: .* 0 calls' "$tmp/out" || complain "-fa 0: calls were made"
