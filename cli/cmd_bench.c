@@ -50,7 +50,7 @@ static const cli_option run_options[] = {
 };
 
 static const cli_option near_options[] = {
-    { "k-near", ROWS_AT(k_near, 1), "topk, knn: nearest keys read in full (default 256)" },
+    { "k-near", ROWS_AT(k_near, 1), "topk, knn: nearest keys read in full (default 384)" },
     { "near-sinks", ROWS_AT(near_sinks, 0), "knn: first keys always read in full (default 4)" },
     { "near-window", ROWS_AT(near_window, 0), "knn: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E", "knn: raise K until the estimated error is at most E" },

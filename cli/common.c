@@ -17,7 +17,7 @@ const cli_option cli_machine_options[] = {
 const cli_option cli_method_options[] = {
     { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME", "exact, topk or knn (default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
-      "topk, knn: nearest keys read in full (default 256)" },
+      "topk, knn: nearest keys read in full (default 384)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",

@@ -10,7 +10,7 @@
 
 #include "heads.h"
 
-enum { USUAL_K = 256 };
+enum { USUAL_K = 384 };
 
 static const int methods[HEADS_TIMES] = { KNA_EXACT, KNA_TOPK, KNA_KNN };
 

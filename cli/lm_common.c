@@ -27,7 +27,7 @@ const cli_option lm_choice_options[] = {
     { "method", 0, CLI_CHOICE, CHOICE(method), 0, 0, lm_method_names, "NAME",
       "exact, topk or knn; off: llama.cpp's own attention (default exact)" },
     { "fa", 0, CLI_INT, CHOICE(flash), 0, 1, NULL, "0|1", "off: llama.cpp's -fa 0 or -fa 1 (default 1)" },
-    { "k-near", 0, CLI_INT, CHOICE(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn: nearest keys read in full (default 256)" },
+    { "k-near", 0, CLI_INT, CHOICE(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn: nearest keys read in full (default 384)" },
     { "near-sinks", 0, CLI_INT, CHOICE(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, CHOICE(near_window), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: recent keys always read in full (default 64)" },

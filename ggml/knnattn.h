@@ -11,7 +11,7 @@
  * Settings, as environment variables and, in small letters without KNNATTN_, in knnattn_configure():
  *
  *     KNNATTN_METHOD       off | exact | topk | knn: who computes attention; off leaves it to llama.cpp      (knn)
- *     KNNATTN_K            keys read in full per query and head, beside sinks and window                    (256)
+ *     KNNATTN_K            keys read in full per query and head, beside sinks and window                    (384)
  *     KNNATTN_EPS          knn: raise k until the estimated distance to softmax is at most this; 0: never   (0)
  *     KNNATTN_SINKS        knn: first keys always read in full                                              (4)
  *     KNNATTN_WINDOW       knn: most recent keys always read in full                                        (64)

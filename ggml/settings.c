@@ -294,7 +294,7 @@ static bool apply(struct knnattn_settings *settings, const char *name, const cha
 
 bool knnattn_settings_from_environment(struct knnattn_settings *settings, char message[KNNATTN_MESSAGE_BYTES])
 {
-    *settings = (struct knnattn_settings){ .method = KNNATTN_KNN, .k = 256, .sinks = 4, .window = 64, .exact_below = 1024 };
+    *settings = (struct knnattn_settings){ .method = KNNATTN_KNN, .k = 384, .sinks = 4, .window = 64, .exact_below = 1024 };
     for (char **entry = environ; entry != NULL && *entry != NULL; entry++) {
         const char *equals = strchr(*entry, '=');
         char name[4 * NAME_BYTES];

@@ -271,7 +271,7 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 256. topk: k >= the keys a query sees: exact. knn: about k keys of each row's own in
+    int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: about k keys of each row's own in
                                  prefill, and beside them 4 k that a tile of neighbouring queries shares, chosen by its first one
                                  and 16 before it; while decoding 2 k that the query heads of a KV head share (k where there is
                                  one): in whole clusters */

@@ -82,12 +82,12 @@ static bool has_order(const oracle *o)
 static int64_t shared_clusters(const choice *x)
 {
     int64_t together = x->tile == 1 ? 1 : x->tile <= x->o->g ? 2 : 4;
-    return (count_option(x->o->options.k_near, 256) * together + 15) / 16;
+    return (count_option(x->o->options.k_near, 384) * together + 15) / 16;
 }
 
 static int64_t own_clusters(const choice *x)
 {
-    return x->tile <= x->o->g ? 0 : (count_option(x->o->options.k_near, 256) + 15) / 16;
+    return x->tile <= x->o->g ? 0 : (count_option(x->o->options.k_near, 384) + 15) / 16;
 }
 
 static int64_t budget(const choice *x)

@@ -154,7 +154,7 @@ static void fill_defaults(kna__problem *p)
 {
     kna_attend_options *o = &p->options;
     p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
-    o->k_near = at_most(o->k_near ? o->k_near : 256, KNA_MAX_ROWS);
+    o->k_near = at_most(o->k_near ? o->k_near : 384, KNA_MAX_ROWS);
     o->near_sinks = o->near_sinks ? at_most(o->near_sinks < 0 ? 0 : o->near_sinks, KNA_MAX_ROWS) : 4;
     o->near_window = o->near_window ? at_most(o->near_window < 0 ? 0 : o->near_window, KNA_MAX_ROWS) : 64;
     o->window = at_most(o->window, FARTHEST);

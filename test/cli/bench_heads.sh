@@ -99,13 +99,13 @@ for given in report["layers"]:
         assert means["oracle"] < means["drop"] and means["oracle"] < means["knn own"], means
         assert means["knn decode"] < means["knn own"], means
 
-        # The same queries through kna attend, all the text in one call.
+        # The same queries through kna attend, all the text in one call: there the first tile has queries before it that choose too.
         subprocess.run([KNA, "attend", "--causal", "--method", "knn", "--k-near", str(k), "--out", "o.npy", "--threads", "1"] +
                        [x for name in "qkv" for x in (f"--{name}", f"dump/{name}.{layer.number}.npy")], check=True)
         error = layer.error(np.load("o.npy")[:, N - LATE:])
         x = errors["knn prefill", k]
-        near(f"knn prefill {k}", x["error_mean"], error.mean(), 1e-3)
-        near(f"knn prefill {k} p95", x["error_p95"], p95(error), 1e-2)
+        near(f"knn prefill {k}", x["error_mean"], error.mean(), 5e-2)
+        near(f"knn prefill {k} p95", x["error_p95"], p95(error), 1e-1)
         assert x["audited"] == H * LATE and 0 < x["estimated"] <= x["estimated_max"] < 1, x
         near("audit of all rows", x["audit_mean"], x["error_mean"], 1e-3)
         near("audit of all rows, p95", x["audit_p95"], x["error_p95"], 1e-2)
@@ -121,7 +121,7 @@ for given in report["layers"]:
 timed = json.loads(run("--dump", "dump", "--layers", "11", "--late", 40, "--k", "16,64", "--rounds", 2, "--json"))
 assert [(x["what"], x["method"], x.get("k")) for x in timed["times"]] == \
     [(w, *m) for w in ("decode", "prefill") for m in (("exact", None), ("topk", 16), ("topk", 64), ("knn", 16), ("knn", 64))] + \
-    [("text", "exact", None), ("text", "topk", 256), ("text", "knn", 256)], timed["times"]
+    [("text", "exact", None), ("text", "topk", 384), ("text", "knn", 384)], timed["times"]
 for x in timed["times"]:
     assert 0 < x["time_min_s"] <= x["time_s"] <= x["time_max_s"] and x["speed_over_exact"] > 0, x
 assert 0 < timed["build_s"] < timed["times"][-1]["time_s"] and timed["index_bytes"] > 0
