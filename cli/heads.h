@@ -11,6 +11,9 @@
 
 #include "cli.h"
 
+/* Where no k is asked for: the default of kna_attend(). */
+enum { HEADS_USUAL_K = 384 };
+
 /* ------------------------------------------------------------------ 1. Operands */
 
 /* A layer: queries (h,n,d) float32, keys (h_kv,n,d), values (h_kv,n,dv), packed. */

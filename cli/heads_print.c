@@ -231,7 +231,7 @@ static void print_times(const heads_study *s)
                 print_time(way_names[way], time_names[who], who == HEADS_TIME_EXACT ? 0 : s->k.values[x], &s->times[way][who][x],
                            &s->times[way][HEADS_TIME_EXACT][0]);
     for (int who = 0; who < HEADS_TIMES; who++)
-        print_time("text", time_names[who], who == HEADS_TIME_EXACT ? 0 : 256, &s->text[who], &s->text[HEADS_TIME_EXACT]);
+        print_time("text", time_names[who], who == HEADS_TIME_EXACT ? 0 : HEADS_USUAL_K, &s->text[who], &s->text[HEADS_TIME_EXACT]);
     printf("knn's clusters of the text: %.3f ms, %.1f %% of exact attention over it; index %.2f MiB\n", 1e3 * s->build_s,
            100 * s->build_s / s->text[HEADS_TIME_EXACT].median_s, (double)s->index_bytes / MIB);
 }
@@ -331,7 +331,7 @@ static void add_times(cJSON *root, const heads_study *s)
                 add_time(list, way_names[way], time_names[who], who == HEADS_TIME_EXACT ? 0 : s->k.values[x], &s->times[way][who][x],
                          &s->times[way][HEADS_TIME_EXACT][0]);
     for (int who = 0; who < HEADS_TIMES; who++)
-        add_time(list, "text", time_names[who], who == HEADS_TIME_EXACT ? 0 : 256, &s->text[who], &s->text[HEADS_TIME_EXACT]);
+        add_time(list, "text", time_names[who], who == HEADS_TIME_EXACT ? 0 : HEADS_USUAL_K, &s->text[who], &s->text[HEADS_TIME_EXACT]);
     cli_json_real(root, "build_s", s->build_s);
     cli_json_int(root, "index_bytes", (int64_t)s->index_bytes);
 }

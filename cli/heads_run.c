@@ -14,7 +14,6 @@
 const char *const heads_names[HEADS_METHODS] = { "topk", "drop", "oracle", "knn own", "knn decode", "knn prefill" };
 const double heads_eps[HEADS_EPS] = { 0.2, 0.1, 0.05, 0.02 };
 
-enum { USUAL_K = 384 };
 
 /* Work on one layer. */
 typedef struct run {
@@ -90,7 +89,7 @@ static int append(const run *r, kna_index *index, int64_t first, int64_t count)
 static int make_index(const run *r, kna_index **index, int64_t *before)
 {
     const heads_layer *l = r->layer;
-    kna_attend_options options = heads_options(r->study, l, KNA_KNN, USUAL_K);
+    kna_attend_options options = heads_options(r->study, l, KNA_KNN, HEADS_USUAL_K);
     kna_report report;
     *before = l->q.rows - r->study->late;
     const int status = kna_index_new(r->study->context, index, KNA_KNN, l->k.heads, l->q.dim, l->v.dim);
@@ -207,7 +206,7 @@ static int decode_query(const run *r, int64_t i)
 {
     heads_study *s = r->study;
     const int64_t query = r->layer->q.rows - s->late + i;
-    kna_attend_options options = heads_options(s, r->layer, KNA_KNN, USUAL_K);
+    kna_attend_options options = heads_options(s, r->layer, KNA_KNN, HEADS_USUAL_K);
     kna_report report;
     options.index = r->result->indexes[0];
     int code = append(r, options.index, query, 1);
@@ -249,7 +248,7 @@ static int run_decode(const run *r, double from, double to)
 static int run_prefill(const run *r)
 {
     heads_study *s = r->study;
-    kna_attend_options options = heads_options(s, r->layer, KNA_TOPK, USUAL_K);
+    kna_attend_options options = heads_options(s, r->layer, KNA_TOPK, HEADS_USUAL_K);
     kna_report report;
     int64_t before = 0;
     int code = make_index(r, &r->result->indexes[1], &before);

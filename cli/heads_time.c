@@ -10,7 +10,6 @@
 
 #include "heads.h"
 
-enum { USUAL_K = 384 };
 
 static const int methods[HEADS_TIMES] = { KNA_EXACT, KNA_TOPK, KNA_KNN };
 
@@ -75,7 +74,7 @@ static int read_text(clockwork *c, int64_t round, int who)
     int code = CLI_OK;
     for (int layer = 0; layer < layers && code == CLI_OK; layer++) {
         const heads_layer *l = &s->set->layers[layer];
-        const kna_attend_options options = heads_options(s, l, methods[who], USUAL_K);
+        const kna_attend_options options = heads_options(s, l, methods[who], HEADS_USUAL_K);
         kna_report report = { 0 };
         code = heads_attend(s, l, c->out, &report, 0, l->q.rows, &options);
         build_s += report.build_s;

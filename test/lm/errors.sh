@@ -12,7 +12,7 @@ head -c 6000 "$KNA_DOCUMENTS/filesystems/vfs.rst" >text.txt
 : >empty.txt
 printf 'a\0b' >zero.txt
 
-for command in generate ppl demo eval "bench model" "dump --out out"; do
+for command in generate ppl demo eval "bench model" "dump --out dumped"; do
     run="$KNA $command"
     refuses 1 "missing.gguf: No such file" $run -m missing.gguf -f text.txt
     refuses 2 "wrong.gguf: not a GGUF model" $run -m wrong.gguf -f text.txt

@@ -67,18 +67,30 @@ static inline void harness_open(void)
     *(void **)&report_reset = symbol_of(reg, "knnattn_report_reset");
 }
 
-/* A backend of the plugin under these settings, on two threads. */
-static inline ggml_backend_t backend_with(const char *settings)
+/* On so many threads, as llama.cpp says before each graph it computes. */
+static inline void on_threads(ggml_backend_t backend, int threads)
+{
+    void (*set_n_threads)(ggml_backend_t, int) = NULL;
+    *(void **)&set_n_threads = symbol_of(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    set_n_threads(backend, threads);
+}
+
+/* A backend of the plugin under these settings, which has computed nothing yet. */
+static inline ggml_backend_t fresh_backend_with(const char *settings)
 {
     char message[512] = "";
     if (configure(settings, message, sizeof(message)) != 0) {
         printf("%s: %s\n", settings, message);
         exit(1);
     }
-    ggml_backend_t backend = ggml_backend_dev_init(device, NULL);
-    void (*set_n_threads)(ggml_backend_t, int) = NULL;
-    *(void **)&set_n_threads = symbol_of(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
-    set_n_threads(backend, 2);
+    return ggml_backend_dev_init(device, NULL);
+}
+
+/* One that goes on, on two threads. */
+static inline ggml_backend_t backend_with(const char *settings)
+{
+    ggml_backend_t backend = fresh_backend_with(settings);
+    on_threads(backend, 2);
     return backend;
 }
 
