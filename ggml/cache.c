@@ -135,6 +135,18 @@ void knnattn_records_close(struct knnattn_records *records)
     }
 }
 
+void knnattn_records_drop(struct knnattn_records *records)
+{
+    pthread_mutex_lock(&lock);
+    while (records->first != NULL) {
+        struct knnattn_record *record = records->first;
+        records->first = record->next;
+        record_free(record);
+    }
+    records->bytes = 0;
+    pthread_mutex_unlock(&lock);
+}
+
 /* Takes the record at this memory out of the list when its shape is another one by now. */
 static struct knnattn_record *find(struct knnattn_records *records, const struct knnattn_place *place)
 {

@@ -61,6 +61,8 @@ bool knnattn_place_of(struct knnattn_place *place, const struct ggml_tensor *k, 
 
 void knnattn_records_open(struct knnattn_records *records, struct knnattn_engine *engine);
 void knnattn_records_close(struct knnattn_records *records);
+/* Forgets all records, whose owner is computing; the set goes on. */
+void knnattn_records_drop(struct knnattn_records *records);
 
 /* The record at a place, made when it is new or its shape has changed; every row of a new one is dirty. NULL: no memory.
  * method: KNA_TOPK or KNA_KNN, the same for all records of a set. */

@@ -19,6 +19,12 @@ struct knnattn_engine {
     float *slopes; /* scratch for ALiBi, of slopes_count numbers */
     int64_t slopes_count;
     uint64_t calls; /* seeds audits */
+    bool is_full;   /* indexes would take more than settings.index_kib: there are none any more */
 };
+
+static inline bool knnattn_is_over_limit(const struct knnattn_engine *engine)
+{
+    return engine->settings.index_kib > 0 && engine->records.bytes > (size_t)engine->settings.index_kib * 1024;
+}
 
 #endif

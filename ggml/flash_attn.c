@@ -14,6 +14,7 @@
 #include "observe.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -275,6 +276,21 @@ static void show(const struct knnattn_engine *engine, const struct ggml_tensor *
     knnattn_observed(engine->settings.slot, &shown);
 }
 
+/*
+ * An index larger than its limit is found when it has grown, by one layer at a time. The context then goes on without: attention that
+ * is exact in some layers only would be neither fast nor what was asked for.
+ */
+static void keep_limit(struct knnattn_engine *engine)
+{
+    if (engine->is_full || !knnattn_is_over_limit(engine)) {
+        return;
+    }
+    fprintf(stderr, "knnattn: the indexes of a context take %zu KiB, more than the %lld of index_kib: every key is read from here on\n",
+            engine->records.bytes / 1024, (long long)engine->settings.index_kib);
+    knnattn_records_drop(&engine->records);
+    engine->is_full = true;
+}
+
 static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream)
 {
     const struct knnattn_settings *settings = &engine->settings;
@@ -285,19 +301,21 @@ static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor
     int status = KNA_ENOMEM;
 
     options->mask = mask_of(op->src[3], stream);
-    bool near = indexed && sees_at_least(&options->mask, operands.q.rows, operands.k.rows, settings->exact_below);
+    bool wanted = indexed && sees_at_least(&options->mask, operands.q.rows, operands.k.rows, settings->exact_below);
+    bool near = wanted && !engine->is_full;
     options->seed = engine->calls++;
     /* Also for a call that does without an index: what is loaded into the cache before the next one is encoded at once. */
-    struct knnattn_record *record = indexed ? knnattn_index_of(engine, op, stream) : NULL;
+    struct knnattn_record *record = indexed && !engine->is_full ? knnattn_index_of(engine, op, stream) : NULL;
     if (near) {
         status = attend_near(engine, &operands, options, record, &done, &report);
         done.layer_bytes = record != NULL ? record->bytes : report.index_bytes;
-        done.fallback = status == KNA_ENOMEM;
     }
+    done.fallback = wanted && status == KNA_ENOMEM;
     if (!near || done.fallback) {
         status = attend_exact(engine, &operands, options, &done, &report);
     }
     done.index_bytes = engine->records.bytes + (record == NULL ? report.index_bytes : 0);
+    keep_limit(engine);
     if (status == KNA_OK) {
         knnattn_totals_add(&done);
         show(engine, op, stream, &operands, options);

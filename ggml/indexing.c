@@ -106,7 +106,7 @@ void knnattn_index_loaded(const void *start, size_t bytes, const void *room, siz
         return;
     }
     struct knnattn_engine *engine = records->engine;
-    if (rows >= engine->settings.exact_below) {
+    if (rows >= engine->settings.exact_below && !knnattn_is_over_limit(engine)) {
         struct knnattn_done done = { .slot = engine->settings.slot, .layer = record->layer };
         double start_s = seconds();
         /* Without memory it is left to the next call, which meets the same shortage and says so. */

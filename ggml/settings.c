@@ -20,6 +20,7 @@
 
 #define PREFIX     "KNNATTN_"
 #define NAME_BYTES 32
+#define INDEX_KIB_MOST (INT64_C(1) << 40)
 
 enum { IN_ENVIRONMENT = 1, IN_TEXT = 2, IN_BOTH = 3 };
 
@@ -147,6 +148,11 @@ static bool parse_exact_below(struct knnattn_settings *settings, const char *val
     return parse_whole(value, 0, KNA_MAX_ROWS, &settings->exact_below);
 }
 
+static bool parse_index_kib(struct knnattn_settings *settings, const char *value)
+{
+    return parse_whole(value, 0, INDEX_KIB_MOST, &settings->index_kib);
+}
+
 static bool parse_audit(struct knnattn_settings *settings, const char *value)
 {
     return parse_share(value, &settings->audit);
@@ -203,6 +209,11 @@ static void permit_rows(char *text, size_t bytes)
     snprintf(text, bytes, "a whole number from 0 to %d", KNA_MAX_ROWS);
 }
 
+static void permit_kib(char *text, size_t bytes)
+{
+    snprintf(text, bytes, "a whole number from 0 (no limit) to %lld", (long long)INDEX_KIB_MOST);
+}
+
 static void permit_threads(char *text, size_t bytes)
 {
     snprintf(text, bytes, "a whole number from 0 (as many as the program uses) to %d", KNA_MAX_THREADS);
@@ -235,6 +246,7 @@ static const struct setting settings_table[] = {
     { "sinks", parse_sinks, permit_rows, IN_BOTH },
     { "window", parse_window, permit_rows, IN_BOTH },
     { "exact_below", parse_exact_below, permit_rows, IN_BOTH },
+    { "index_kib", parse_index_kib, permit_kib, IN_BOTH },
     { "audit", parse_audit, permit_share, IN_BOTH },
     { "cpu", parse_cpu, permit_cpu, IN_BOTH },
     { "threads", parse_threads, permit_threads, IN_BOTH },

@@ -544,6 +544,37 @@ static void first_shape_left_alone(void)
     cache_free(&cache);
 }
 
+/* Indexes above their limit are given up, once and for all layers; answers are then exact, memory is given back, and it is counted. */
+static void limited(void)
+{
+    struct cache cache = cache_new(GGML_TYPE_F16);
+    fill(cache.k, 1.0);
+    fill(cache.v, 1.0);
+    struct question q = question_new(&cache, 1024, 1);
+    ggml_backend_t exact = backend_with("method=exact"), roomy = backend_with(NEAR ",index_kib=100000,slot=8"),
+                   tight = backend_with(NEAR ",index_kib=40,slot=9");
+    float *want = answer(exact, &q);
+    report_reset(8);
+    report_reset(9);
+    for (int i = 0; i < 3; i++) {
+        float *far = answer(roomy, &q), *got = answer(tight, &q);
+        EXPECT(memcmp(far, want, ggml_nbytes(q.out)) != 0);
+        EXPECT((memcmp(got, want, ggml_nbytes(q.out)) == 0) == (i > 0));
+        free(far);
+        free(got);
+    }
+    struct knnattn_report near = report_of_slot(8), full = report_of_slot(9);
+    EXPECT(near.fallbacks == 0 && near.calls_exact == 0 && near.index_bytes > 40 * 1024);
+    EXPECT_THAT(full.fallbacks == full.calls_exact && full.fallbacks >= 2 * STREAMS && full.fallbacks < full.calls, "%lld of %lld",
+                (long long)full.fallbacks, (long long)full.calls);
+    free(want);
+    ggml_backend_free(exact);
+    ggml_backend_free(roomy);
+    ggml_backend_free(tight);
+    question_free(&q);
+    cache_free(&cache);
+}
+
 static void rows_outside(void)
 {
     struct cache cache = cache_new(GGML_TYPE_F16);
@@ -588,6 +619,7 @@ int main(int argc, char **argv)
     TEST(rows_without_attention); /* the first: this is asked once per process */
     ask_for_attention();
     TEST(first_shape_left_alone);
+    TEST(limited);
     TEST(bytes_written);
     TEST(rows_taken);
     TEST(rows_outside);

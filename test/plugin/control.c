@@ -65,6 +65,8 @@ static void messages(void)
     refused("sinks=-1", "sinks=-1: must be a whole number from 0");
     refused("window=many", "window=many: must be a whole number from 0");
     refused("exact_below=-5", "exact_below=-5");
+    refused("index_kib=-1", "index_kib=-1: must be a whole number from 0 (no limit)");
+    refused("index_kib=0.5", "index_kib=0.5: must be");
     refused("threads=1025", "threads=1025: must be a whole number from 0");
     refused("cpu=z80", "cpu=z80: must be one of best, ref");
     refused("slot=16", "slot=16: must be a whole number from 0 to 15");
