@@ -133,7 +133,7 @@ static void find_clusters(choice *x)
         }
         piece += c->state[piece] == KNA_PIECE_OPEN ? 1 : rows / KNA_PIECE;
     }
-    if (x->clusters.count < 2 * budget(x)) { /* as good as all would be read */
+    if (x->clusters.count < (own_clusters(x) ? 3 : 2) * budget(x)) { /* as good as all would be read */
         x->clusters.count = x->groups.count = 0;
         memset(x->clustered, 0, (size_t)o->n * sizeof *x->clustered);
     }

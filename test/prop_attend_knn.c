@@ -353,7 +353,7 @@ static void tight_groups(void)
     }
 }
 
-/* Keys all over the place: the more are read, the nearer. */
+/* Keys all over the place: the more are read, the nearer, until all are. */
 static void more_is_nearer(void)
 {
     static const int64_t k[] = { 16, 64, 256, 1024 };
@@ -367,7 +367,7 @@ static void more_is_nearer(void)
             c.options.k_near = k[x];
             case_attend(&c, context_best(), NULL);
             double error = knn_errors_of(&c, NULL).mean;
-            EXPECT_THAT(x == 0 || error < 0.98 * last, "k = %lld: error %g, with fewer %g", (long long)k[x], error, last);
+            EXPECT_THAT(x == 0 || error < 0.98 * last || error < 1e-5, "k = %lld: error %g, with fewer %g", (long long)k[x], error, last);
             first = x ? first : error;
             last = error;
         }

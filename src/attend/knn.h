@@ -119,6 +119,7 @@ float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice
 int64_t kna__knn_shared(const knn_call *call, int64_t rows); /* clusters that so many rows read together */
 int64_t kna__knn_own(const knn_call *call);                  /* clusters that a row of a tile reads beside those */
 int64_t kna__knn_budget(const knn_call *call, int64_t rows); /* all that one of `rows` rows reads, errors not looked at */
+int64_t kna__knn_least(const knn_call *call, int64_t rows);  /* fewer clusters than these are not worth it */
 int64_t kna__knn_open(const knn_call *call, int64_t rows);   /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */
 bool kna__knn_is_deep(const knn_call *call, const knn_plan *plan, int64_t rows);

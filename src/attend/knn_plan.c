@@ -175,11 +175,11 @@ static void make_plan(const knn_call *call, knn_plan *plan, int64_t query, int64
     }
 }
 
-/* Where half of the clusters would be read in full, reading all rows in order costs less and errs not at all. */
+/* Where most of the clusters would be read in full, reading all rows in order costs less and errs not at all. */
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries)
 {
     make_plan(call, plan, query, queries, true);
-    if (plan->clusters.size && plan->clusters.size < 2 * kna__knn_budget(call, queries * call->problem->g)) {
+    if (plan->clusters.size && plan->clusters.size < kna__knn_least(call, queries * call->problem->g)) {
         make_plan(call, plan, query, queries, false);
     }
 }
