@@ -79,7 +79,7 @@ for near in (1, 20, 200):
     require(report["tail_mass"] > 0.05 and report["keys_touched"] < 0.9 and report["rows_exact"] == 0, f"knn alike: {report}")
 
 # knn: nearer than topk with the same k, and the report is what was done.
-for m, n in ((1, 2000), (20, 1000)):
+for m, n in ((1, 2000), (20, 1500)):
     q, k, v = normals(9, 3, m, n, 64)
     v += 1  # a mean that a dropped tail misses
     want, want_lse = softmax(logits(q, k), v)
