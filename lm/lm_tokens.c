@@ -26,9 +26,36 @@ static int make_room(lm_tokens *tokens, int32_t room)
     return tokens->ids != NULL;
 }
 
+/* llama.cpp replaces bytes that are no UTF-8, but ends the program at what decodes to no code point: above U+10FFFF. */
+static char *decodable(const char *text, size_t bytes)
+{
+    unsigned char *copy = malloc(bytes + 1);
+    if (copy) {
+        memcpy(copy, text, bytes);
+        copy[bytes] = 0;
+    }
+    for (size_t i = 0; copy && i < bytes; i++) {
+        copy[i] = copy[i] > 0xf4 || (copy[i] == 0xf4 && copy[i + 1] > 0x8f) ? '?' : copy[i];
+    }
+    return (char *)copy;
+}
+
+static int tokenize_decodable(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error);
+
 int lm_tokenize(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error)
 {
     memset(tokens, 0, sizeof *tokens);
+    char *copy = bytes <= TEXT_MAX_BYTES ? decodable(text, bytes) : NULL;
+    if (bytes <= TEXT_MAX_BYTES && !copy) {
+        return lm__fail(error, LM_ENOMEM, "out of memory while tokenising %zu bytes", bytes);
+    }
+    int status = tokenize_decodable(tokens, model, copy, bytes, flags, error);
+    free(copy);
+    return status;
+}
+
+static int tokenize_decodable(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error)
+{
     if (bytes > TEXT_MAX_BYTES) {
         return lm__fail(error, LM_ELIMIT, "the text has %zu bytes, at most %zu can be read at once", bytes, TEXT_MAX_BYTES);
     }
