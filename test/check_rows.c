@@ -76,31 +76,35 @@ static double work_dot(const job *j)
 /* ---- dot_at: also the bits of dot, so that rescored neighbours equal a full pass. */
 static void make_dot_at(job *j)
 {
-    j->g = 1;
     check_make_rows(j, j->bench ? 8 * j->n : j->n + test_below(9));
     check_make_ids(j);
-    check_fill_left(j, 1, j->d);
-    check_poke_nan(j, 1, j->d);
-    check_place_out(j, 1, j->n, sizeof(float));
+    check_fill_left(j, j->g, j->d);
+    check_poke_nan(j, j->g, j->d);
+    check_place_out(j, j->g, j->n, sizeof(float));
 }
 
 static void expect_dot_at(job *j)
 {
     j->is_judged = true;
-    for (size_t r = 0; r < j->n; r++) {
-        expect_dot_cell(j, 0, r, (size_t)j->ids[r]);
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t r = 0; r < j->n; r++) {
+            expect_dot_cell(j, i, r, (size_t)j->ids[r]);
+        }
     }
 }
 
 static void call_dot_at(job *j)
 {
-    j->kernels->dot_at[j->type](j->out, j->left, j->rows, j->ids, j->n, j->d);
+    j->kernels->dot_at[j->type](j->out, j->ldo, j->left, j->ld_left, j->g, j->rows, j->ids, j->n, j->d);
 }
 
 static void pieces_dot_at(job *j)
 {
-    for (size_t r = 0; r < j->n; r++) {
-        j->kernels->dot[j->type](out_of(j) + r, 1, j->left, 0, 1, from_row(j, (size_t)j->ids[r]), 1, j->d);
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t r = 0; r < j->n; r++) {
+            float *out = out_of(j) + i * j->ldo + r;
+            j->kernels->dot[j->type](out, 1, j->left + i * j->ld_left, 0, 1, from_row(j, (size_t)j->ids[r]), 1, j->d);
+        }
     }
 }
 
@@ -166,32 +170,36 @@ static void pieces_mix(job *j)
 
 static void make_mix_at(job *j)
 {
-    j->g = 1;
     check_make_rows(j, j->bench ? 8 * j->n : j->n + test_below(9));
     check_make_ids(j);
-    check_fill_left(j, 1, j->n);
-    check_poke_nan(j, 1, j->n);
-    check_place_out(j, 1, j->d, sizeof(float));
+    check_fill_left(j, j->g, j->n);
+    check_poke_nan(j, j->g, j->n);
+    check_place_out(j, j->g, j->d, sizeof(float));
     fill_out(j);
 }
 
 static void expect_mix_at(job *j)
 {
     j->is_judged = true;
-    for (size_t c = 0; c < j->d; c++) {
-        expect_mix_cell(j, 0, c, j->ids);
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t c = 0; c < j->d; c++) {
+            expect_mix_cell(j, i, c, j->ids);
+        }
     }
 }
 
 static void call_mix_at(job *j)
 {
-    j->kernels->mix_at[j->type](j->out, j->left, j->rows, j->ids, j->n, j->d);
+    j->kernels->mix_at[j->type](j->out, j->ldo, j->left, j->ld_left, j->g, j->rows, j->ids, j->n, j->d);
 }
 
 static void pieces_mix_at(job *j)
 {
-    for (size_t r = 0; r < j->n; r++) {
-        j->kernels->mix[j->type](j->out, 0, j->left + r, 0, 1, from_row(j, (size_t)j->ids[r]), 1, j->d);
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t r = 0; r < j->n; r++) {
+            float *acc = out_of(j) + i * j->ldo;
+            j->kernels->mix[j->type](acc, 0, j->left + i * j->ld_left + r, 0, 1, from_row(j, (size_t)j->ids[r]), 1, j->d);
+        }
     }
 }
 
@@ -224,12 +232,12 @@ static double work_widen(const job *j)
 const check checks_rows[] = {
     { ENTRY(dot), true, false, "gnd", make_dot, expect_dot, call_dot, pieces_dot, NULL, work_dot, "FLOP",
       { { 1, 256, 64 }, { 3, 256, 64 }, { 4, 256, 128 }, { 8, 32, 64 } } },
-    { ENTRY(dot_at), true, false, "nd", make_dot_at, expect_dot_at, call_dot_at, pieces_dot_at, NULL, work_dot, "FLOP",
-      { { 1, 128, 64 }, { 1, 128, 128 } } },
+    { ENTRY(dot_at), true, false, "gnd", make_dot_at, expect_dot_at, call_dot_at, pieces_dot_at, NULL, work_dot, "FLOP",
+      { { 1, 128, 64 }, { 3, 128, 64 }, { 1, 128, 128 } } },
     { ENTRY(mix), true, false, "gnd", make_mix, expect_mix, call_mix, pieces_mix, NULL, work_dot, "FLOP",
       { { 1, 256, 64 }, { 3, 256, 64 }, { 4, 256, 128 }, { 8, 32, 64 } } },
-    { ENTRY(mix_at), true, false, "nd", make_mix_at, expect_mix_at, call_mix_at, pieces_mix_at, NULL, work_dot, "FLOP",
-      { { 1, 128, 64 }, { 1, 128, 128 } } },
+    { ENTRY(mix_at), true, false, "gnd", make_mix_at, expect_mix_at, call_mix_at, pieces_mix_at, NULL, work_dot, "FLOP",
+      { { 1, 128, 64 }, { 3, 128, 64 }, { 1, 128, 128 } } },
     { ENTRY(widen), true, true, "nd", make_widen, expect_widen, call_widen, NULL, NULL, work_widen, "B",
       { { 1, 256, 64 }, { 1, 64, 128 } } },
     { NULL, 0, false, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { { 0 } } },

@@ -85,7 +85,7 @@ static void find_nearest(nearest_row *row, int64_t k)
             room->found[kept++] = (int32_t)j;
         }
     }
-    p->kernels->dot_at[p->k.type](room->work, row->q, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept,
+    p->kernels->dot_at[p->k.type](room->work, 0, row->q, 0, 1, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept,
                                   (size_t)p->d);
     kna__logits_finish_at(p, row->head, row->query, room->found, room->work, kept);
     for (int64_t i = 0; i < kept; i++) {
@@ -143,8 +143,8 @@ static void attend_topk(nearest_row *row, kna__row_stats *stats)
     stats->tail_mass = (float)(tail / (tail + state.sum + kna__sink_weight(p, row->head, state.max)));
     stats->stale = row->stale;
     memset(room->values, 0, (size_t)p->dv * sizeof(float));
-    p->kernels->mix_at[p->v.type](room->values, room->exact, kna__span_at(&p->v, row->kv_head, 0), room->ids, (size_t)row->listed,
-                                  (size_t)p->dv);
+    p->kernels->mix_at[p->v.type](room->values, 0, room->exact, 0, 1, kna__span_at(&p->v, row->kv_head, 0), room->ids,
+                                  (size_t)row->listed, (size_t)p->dv);
     kna__state_write(p, row->head, row->query, state, room->values);
 }
 

@@ -48,7 +48,7 @@ static kna__span rows_of(const tree *t)
 static void mean_of(const tree *t, float *mean, const int32_t *ids, int64_t n)
 {
     memset(mean, 0, t->dim * sizeof *mean);
-    t->kernels->mix_at[KNA_F32](mean, t->room->ones, rows_of(t), ids, (size_t)n, t->dim);
+    t->kernels->mix_at[KNA_F32](mean, 0, t->room->ones, 0, 1, rows_of(t), ids, (size_t)n, t->dim);
     t->kernels->scale(mean, 1.0f / (float)n, t->dim);
 }
 
@@ -57,7 +57,7 @@ static int32_t farthest(const tree *t, const float *point, const int32_t *ids, i
 {
     int64_t best = 0;
     float most = -INFINITY;
-    t->kernels->dot_at[KNA_F32](t->room->at, point, rows_of(t), ids, (size_t)n, t->dim);
+    t->kernels->dot_at[KNA_F32](t->room->at, 0, point, 0, 1, rows_of(t), ids, (size_t)n, t->dim);
     for (int64_t i = 0; i < n; i++) {
         float away = t->room->norm[ids[i]] - 2 * t->room->at[i];
         if (away > most) {
@@ -72,7 +72,7 @@ static int32_t farthest(const tree *t, const float *point, const int32_t *ids, i
 static void halve(const tree *t, int32_t *ids, int64_t n, int64_t low)
 {
     const kna__kmeans_room *room = t->room;
-    t->kernels->dot_at[KNA_F32](room->at, room->axis, rows_of(t), ids, (size_t)n, t->dim);
+    t->kernels->dot_at[KNA_F32](room->at, 0, room->axis, 0, 1, rows_of(t), ids, (size_t)n, t->dim);
     memcpy(room->copy, room->at, (size_t)n * sizeof(float));
     float border = kna__kth_largest(room->copy, (size_t)n, (size_t)(n - low)); /* the smallest of the high side */
     int64_t above = 0;

@@ -40,12 +40,14 @@ typedef struct kna__kernels {
 
     /* out[i*ldo + r] = <q_i, row_r>; q_i = q + i*ldq; i < g, r < n. */
     void (*dot[KNA_TYPE_COUNT])(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n, size_t d);
-    /* out[r] = <q, row_ids[r]>. */
-    void (*dot_at[KNA_TYPE_COUNT])(float *out, const float *q, kna__span rows, const int32_t *ids, size_t n, size_t d);
+    /* out[i*ldo + r] = <q_i, row_ids[r]>. */
+    void (*dot_at[KNA_TYPE_COUNT])(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, const int32_t *ids,
+                                   size_t n, size_t d);
     /* acc_i[c] += sum_r w[i*ldw + r] * row_r[c]; acc_i = acc + i*lda. */
     void (*mix[KNA_TYPE_COUNT])(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n, size_t d);
-    /* acc[c] += sum_r w[r] * row_ids[r][c]. */
-    void (*mix_at[KNA_TYPE_COUNT])(float *acc, const float *w, kna__span rows, const int32_t *ids, size_t n, size_t d);
+    /* acc_i[c] += sum_r w[i*ldw + r] * row_ids[r][c]. */
+    void (*mix_at[KNA_TYPE_COUNT])(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, const int32_t *ids,
+                                   size_t n, size_t d);
     /* out[r*ldo + c] = row_r[c] */
     void (*widen[KNA_TYPE_COUNT])(float *out, size_t ldo, kna__span rows, size_t n, size_t d);
 

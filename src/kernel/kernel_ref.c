@@ -44,19 +44,14 @@ static double dot_row(int type, const float *q, kna__span rows, size_t r, size_t
     return sum;
 }
 
-static void dot_any(int type, float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n, size_t d)
+/* ids NULL: rows 0 .. n - 1. */
+static void dot_any(int type, float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, const int32_t *ids,
+                    size_t n, size_t d)
 {
     for (size_t i = 0; i < g; i++) {
         for (size_t r = 0; r < n; r++) {
-            out[i * ldo + r] = (float)dot_row(type, q + i * ldq, rows, r, d);
+            out[i * ldo + r] = (float)dot_row(type, q + i * ldq, rows, ids ? (size_t)ids[r] : r, d);
         }
-    }
-}
-
-static void dot_at_any(int type, float *out, const float *q, kna__span rows, const int32_t *ids, size_t n, size_t d)
-{
-    for (size_t r = 0; r < n; r++) {
-        out[r] = (float)dot_row(type, q, rows, (size_t)ids[r], d);
     }
 }
 
@@ -71,19 +66,13 @@ static void mix_column(int type, float *acc, const float *w, kna__span rows, con
     *acc = (float)sum;
 }
 
-static void mix_any(int type, float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n, size_t d)
+static void mix_any(int type, float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, const int32_t *ids,
+                    size_t n, size_t d)
 {
     for (size_t i = 0; i < g; i++) {
         for (size_t c = 0; c < d; c++) {
-            mix_column(type, acc + i * lda + c, w + i * ldw, rows, NULL, n, c);
+            mix_column(type, acc + i * lda + c, w + i * ldw, rows, ids, n, c);
         }
-    }
-}
-
-static void mix_at_any(int type, float *acc, const float *w, kna__span rows, const int32_t *ids, size_t n, size_t d)
-{
-    for (size_t c = 0; c < d; c++) {
-        mix_column(type, acc + c, w, rows, ids, n, c);
     }
 }
 
@@ -98,23 +87,25 @@ static void widen_any(int type, float *out, size_t ldo, kna__span rows, size_t n
 
 /* One set of entry points per type. */
 #define REF_TYPE(name, type)                                                                                                  \
-    static void dot_##name##_ref(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,       \
+    static void dot_##name##_ref(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,      \
                                  size_t d)                                                                                    \
     {                                                                                                                         \
-        dot_any(type, out, ldo, q, ldq, g, rows, n, d);                                                                       \
+        dot_any(type, out, ldo, q, ldq, g, rows, NULL, n, d);                                                                 \
     }                                                                                                                         \
-    static void dot_at_##name##_ref(float *out, const float *q, kna__span rows, const int32_t *ids, size_t n, size_t d)       \
+    static void dot_at_##name##_ref(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows,             \
+                                    const int32_t *ids, size_t n, size_t d)                                                   \
     {                                                                                                                         \
-        dot_at_any(type, out, q, rows, ids, n, d);                                                                            \
+        dot_any(type, out, ldo, q, ldq, g, rows, ids, n, d);                                                                  \
     }                                                                                                                         \
-    static void mix_##name##_ref(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n,       \
+    static void mix_##name##_ref(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n,      \
                                  size_t d)                                                                                    \
     {                                                                                                                         \
-        mix_any(type, acc, lda, w, ldw, g, rows, n, d);                                                                       \
+        mix_any(type, acc, lda, w, ldw, g, rows, NULL, n, d);                                                                 \
     }                                                                                                                         \
-    static void mix_at_##name##_ref(float *acc, const float *w, kna__span rows, const int32_t *ids, size_t n, size_t d)       \
+    static void mix_at_##name##_ref(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows,             \
+                                    const int32_t *ids, size_t n, size_t d)                                                   \
     {                                                                                                                         \
-        mix_at_any(type, acc, w, rows, ids, n, d);                                                                            \
+        mix_any(type, acc, lda, w, ldw, g, rows, ids, n, d);                                                                  \
     }                                                                                                                         \
     static void widen_##name##_ref(float *out, size_t ldo, kna__span rows, size_t n, size_t d)                                \
     {                                                                                                                         \

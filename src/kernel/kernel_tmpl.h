@@ -95,73 +95,68 @@ V_INLINE size_t V_NAME(ahead)(size_t row_bytes, size_t bytes)
             v_sum4(out + i * ldo, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);                                                \
         }                                                                                                                     \
     }                                                                                                                         \
-    V_INLINE void V_NAME(dot_g_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,    \
-                                    size_t d)                                                                                 \
+    V_INLINE void V_NAME(dot_g_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows,             \
+                                    const int32_t *ids, size_t n, size_t d)                                                   \
     {                                                                                                                         \
-        size_t r = 0, bytes = V_BYTES_##T(d), ahead = V_NAME(ahead)(rows.row_bytes, bytes);                                   \
-        for (; r + 4 <= n; r += 4) {                                                                                          \
-            const char *at = rows.data + r * rows.row_bytes;                                                                  \
-            V_NAME(prefetch)(at + ahead, bytes);                                                                              \
-            V_NAME(prefetch)(at + ahead + rows.row_bytes, bytes);                                                             \
-            V_NAME(prefetch)(at + ahead + 2 * rows.row_bytes, bytes);                                                         \
-            V_NAME(prefetch)(at + ahead + 3 * rows.row_bytes, bytes);                                                         \
-            const char *const row[4] = { at, at + rows.row_bytes, at + 2 * rows.row_bytes, at + 3 * rows.row_bytes };         \
-            V_NAME(dot4_##T)(out + r, ldo, q, ldq, g, row, d);                                                                \
-        }                                                                                                                     \
-        if (r < n) {                                                                                                          \
+        size_t bytes = V_BYTES_##T(d), ahead = V_NAME(ahead)(rows.row_bytes, bytes);                                          \
+        for (size_t r = 0; r < n; r += 4) {                                                                                   \
             float some[V_DOT_G * 4];                                                                                          \
             const char *row[4];                                                                                               \
+            bool whole = r + 4 <= n;                                                                                          \
             V_UNROLL                                                                                                          \
             for (size_t x = 0; x < 4; x++) {                                                                                  \
-                row[x] = rows.data + (r + x < n ? r + x : n - 1) * rows.row_bytes;                                            \
+                size_t at = r + x < n ? r + x : n - 1;                                                                        \
+                row[x] = rows.data + (ids ? (size_t)ids[at] : at) * rows.row_bytes;                                           \
+                if (!ids) {                                                                                                   \
+                    V_NAME(prefetch)(row[x] + ahead, bytes);                                                                  \
+                } else if (r + x + V_AHEAD_IDS < n) {                                                                         \
+                    V_NAME(prefetch)(rows.data + (size_t)ids[r + x + V_AHEAD_IDS] * rows.row_bytes, bytes);                   \
+                }                                                                                                             \
             }                                                                                                                 \
-            V_NAME(dot4_##T)(some, 4, q, ldq, g, row, d);                                                                     \
+            V_NAME(dot4_##T)(whole ? out + r : some, whole ? ldo : 4, q, ldq, g, row, d);                                     \
             V_UNROLL                                                                                                          \
-            for (size_t i = 0; i < g; i++) {                                                                                  \
+            for (size_t i = 0; !whole && i < g; i++) {                                                                        \
                 memcpy(out + i * ldo + r, some + 4 * i, (n - r) * sizeof(float));                                             \
             }                                                                                                                 \
         }                                                                                                                     \
     }                                                                                                                         \
-    static void V_NAME(dot_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,        \
-                                size_t d)                                                                                     \
+    V_INLINE void V_NAME(dot_all_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows,           \
+                                      const int32_t *ids, size_t n, size_t d)                                                 \
     {                                                                                                                         \
         for (size_t i = 0; i < g;) {                                                                                          \
             size_t some = g - i;                                                                                              \
             float *o = out + i * ldo;                                                                                         \
             const float *y = q + i * ldq;                                                                                     \
             if (some >= 4 && V_DOT_G >= 4) {                                                                                  \
-                V_NAME(dot_g_##T)(o, ldo, y, ldq, V_DOT_G >= 4 ? 4 : 1, rows, n, d);                                          \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, V_DOT_G >= 4 ? 4 : 1, rows, ids, n, d);                                     \
                 i += 4;                                                                                                       \
             } else if (some >= 3) {                                                                                           \
-                V_NAME(dot_g_##T)(o, ldo, y, ldq, 3, rows, n, d);                                                             \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 3, rows, ids, n, d);                                                        \
                 i += 3;                                                                                                       \
             } else if (some == 2) {                                                                                           \
-                V_NAME(dot_g_##T)(o, ldo, y, ldq, 2, rows, n, d);                                                             \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 2, rows, ids, n, d);                                                        \
                 i += 2;                                                                                                       \
             } else {                                                                                                          \
-                V_NAME(dot_g_##T)(o, ldo, y, ldq, 1, rows, n, d);                                                             \
+                V_NAME(dot_g_##T)(o, ldo, y, ldq, 1, rows, ids, n, d);                                                        \
                 i += 1;                                                                                                       \
             }                                                                                                                 \
         }                                                                                                                     \
+    }                                                                                                                         \
+    static void V_NAME(dot_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows, size_t n,       \
+                                size_t d)                                                                                     \
+    {                                                                                                                         \
+        V_NAME(dot_all_##T)(out, ldo, q, ldq, g, rows, NULL, n, d);                                                           \
         for (size_t i = 0; rows.scales && i < g; i++) {                                                                       \
             V_NAME(multiply)(out + i * ldo, rows.scales, n);                                                                  \
         }                                                                                                                     \
     }                                                                                                                         \
-    static void V_NAME(dot_at_##T)(float *out, const float *q, kna__span rows, const int32_t *ids, size_t n, size_t d)        \
+    static void V_NAME(dot_at_##T)(float *out, size_t ldo, const float *q, size_t ldq, size_t g, kna__span rows,              \
+                                   const int32_t *ids, size_t n, size_t d)                                                    \
     {                                                                                                                         \
-        for (size_t r = 0; r < n; r += 4) {                                                                                   \
-            float some[4];                                                                                                    \
-            const char *row[4];                                                                                               \
-            for (size_t x = r + V_AHEAD_IDS; x < r + V_AHEAD_IDS + 4 && x < n; x++) {                                         \
-                V_NAME(prefetch)(rows.data + (size_t)ids[x] * rows.row_bytes, V_BYTES_##T(d));                                \
-            }                                                                                                                 \
-            V_UNROLL                                                                                                          \
-            for (size_t x = 0; x < 4; x++) {                                                                                  \
-                row[x] = rows.data + (size_t)ids[r + x < n ? r + x : n - 1] * rows.row_bytes;                                 \
-            }                                                                                                                 \
-            V_NAME(dot4_##T)(some, 4, q, 0, 1, row, d);                                                                       \
-            for (size_t x = 0; x < 4 && r + x < n; x++) {                                                                     \
-                out[r + x] = rows.scales ? some[x] * rows.scales[ids[r + x]] : some[x];                                       \
+        V_NAME(dot_all_##T)(out, ldo, q, ldq, g, rows, ids, n, d);                                                            \
+        for (size_t i = 0; rows.scales && i < g; i++) {                                                                       \
+            for (size_t r = 0; r < n; r++) {                                                                                  \
+                out[i * ldo + r] *= rows.scales[ids[r]];                                                                      \
             }                                                                                                                 \
         }                                                                                                                     \
     }
@@ -231,26 +226,32 @@ V_INLINE size_t V_NAME(ahead)(size_t row_bytes, size_t bytes)
             V_NAME(mix_cols_##T)(acc, lda, w, ldw, g, rows, ids, n, c, 1, d - c, d);                                          \
         }                                                                                                                     \
     }                                                                                                                         \
-    static void V_NAME(mix_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n,        \
-                                size_t d)                                                                                     \
+    V_INLINE void V_NAME(mix_all_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows,           \
+                                      const int32_t *ids, size_t n, size_t d)                                                 \
     {                                                                                                                         \
         size_t i = 0;                                                                                                         \
         for (; V_DOT_G >= 4 && i + 4 <= g; i += 4) {                                                                          \
-            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, V_DOT_G >= 4 ? 4 : 1, rows, NULL, n, d);                  \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, V_DOT_G >= 4 ? 4 : 1, rows, ids, n, d);                   \
         }                                                                                                                     \
         for (; i + 3 <= g; i += 3) {                                                                                          \
-            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 3, rows, NULL, n, d);                                     \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 3, rows, ids, n, d);                                      \
         }                                                                                                                     \
         for (; i + 2 <= g; i += 2) {                                                                                          \
-            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 2, rows, NULL, n, d);                                     \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 2, rows, ids, n, d);                                      \
         }                                                                                                                     \
         if (i < g) {                                                                                                          \
-            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 1, rows, NULL, n, d);                                     \
+            V_NAME(mix_g_##T)(acc + i * lda, lda, w + i * ldw, ldw, 1, rows, ids, n, d);                                      \
         }                                                                                                                     \
     }                                                                                                                         \
-    static void V_NAME(mix_at_##T)(float *acc, const float *w, kna__span rows, const int32_t *ids, size_t n, size_t d)        \
+    static void V_NAME(mix_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows, size_t n,       \
+                                size_t d)                                                                                     \
     {                                                                                                                         \
-        V_NAME(mix_g_##T)(acc, 0, w, 0, 1, rows, ids, n, d);                                                                  \
+        V_NAME(mix_all_##T)(acc, lda, w, ldw, g, rows, NULL, n, d);                                                           \
+    }                                                                                                                         \
+    static void V_NAME(mix_at_##T)(float *acc, size_t lda, const float *w, size_t ldw, size_t g, kna__span rows,              \
+                                   const int32_t *ids, size_t n, size_t d)                                                    \
+    {                                                                                                                         \
+        V_NAME(mix_all_##T)(acc, lda, w, ldw, g, rows, ids, n, d);                                                            \
     }
 
 /* ---- widen: rows to f32. */
