@@ -63,6 +63,11 @@ for h, h_kv, m, n, d in ((3, 1, 1, 100, 16), (8, 2, 7, 128, 33), (9, 3, 70, 70, 
         out, lse, report = attend(q, k, v, "--method", "knn", "--k-near", n, *causal)
         check(f"knn k = n {h} {m} {n} {causal}", out, lse, *softmax(logits(q, k, causal=bool(causal)), v), v)
         require(report["certificate"] == "exact" and report["rows_exact"] == h * m, f"knn k = n: {report}")
+# The default k is the one that the help states.
+q, k, v = normals(1, 1, 1, 3000, 16)
+usual = attend(q, k, v, "--method", "topk")[0]
+require(np.array_equal(usual, attend(q, k, v, "--method", "topk", "--k-near", 384)[0]), "the default k is not 384")
+require(not np.array_equal(usual, attend(q, k, v, "--method", "topk", "--k-near", 383)[0]), "k = 383 is as good as 384")
 q, k, v = normals(4, 2, 3, 500, 32)
 out, lse, report = attend(q, k, v, "--method", "knn", "--k-near", 1, "--near-window", 500)
 check("knn window = n", out, lse, *softmax(logits(q, k), v), v)
