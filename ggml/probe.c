@@ -12,15 +12,15 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
-    bool is_open;
-    int64_t queries, streams, asks;
+    bool is_open, is_asked; /* asked: the first attention gave queries and streams */
+    int64_t queries, streams;
 } probe;
 
 void knnattn_probe_open(void)
 {
     pthread_mutex_lock(&lock);
     probe.is_open = true;
-    probe.asks = 0;
+    probe.is_asked = false;
     pthread_mutex_unlock(&lock);
 }
 
@@ -40,11 +40,11 @@ bool knnattn_probe_is_open(const struct ggml_tensor *op)
         return false;
     }
     pthread_mutex_lock(&lock);
-    if (probe.asks == 0) {
+    if (!probe.is_asked) {
+        probe.is_asked = true;
         probe.queries = q->ne[1];
         probe.streams = q->ne[3];
     }
-    probe.asks++;
     if (probe.queries != q->ne[1] || probe.streams != q->ne[3]) {
         probe.is_open = false;
     }

@@ -40,36 +40,32 @@ static char *decodable(const char *text, size_t bytes)
     return (char *)copy;
 }
 
-static int tokenize_decodable(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error);
-
-int lm_tokenize(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error)
+/* Tokens of a text that llama.cpp can decode, at most TEXT_MAX_BYTES. False: out of memory. */
+static bool tokenize_all(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags)
 {
-    memset(tokens, 0, sizeof *tokens);
-    char *copy = bytes <= TEXT_MAX_BYTES ? decodable(text, bytes) : NULL;
-    if (bytes <= TEXT_MAX_BYTES && !copy) {
-        return lm__fail(error, LM_ENOMEM, "out of memory while tokenising %zu bytes", bytes);
-    }
-    int status = tokenize_decodable(tokens, model, copy, bytes, flags, error);
-    free(copy);
-    return status;
-}
-
-static int tokenize_decodable(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error)
-{
-    if (bytes > TEXT_MAX_BYTES) {
-        return lm__fail(error, LM_ELIMIT, "the text has %zu bytes, at most %zu can be read at once", bytes, TEXT_MAX_BYTES);
-    }
     int32_t room = (int32_t)(bytes / 2) + 16;
     int32_t count = make_room(tokens, room) ? tokenize(tokens, model, text, bytes, room, flags) : INT32_MIN;
     if (count < 0 && count != INT32_MIN) {
         room = -count;
         count = make_room(tokens, room) ? tokenize(tokens, model, text, bytes, room, flags) : INT32_MIN;
     }
-    if (count < 0) {
+    tokens->count = count;
+    return count >= 0;
+}
+
+int lm_tokenize(lm_tokens *tokens, const lm_model *model, const char *text, size_t bytes, int flags, lm_error *error)
+{
+    memset(tokens, 0, sizeof *tokens);
+    if (bytes > TEXT_MAX_BYTES) {
+        return lm__fail(error, LM_ELIMIT, "the text has %zu bytes, at most %zu can be read at once", bytes, TEXT_MAX_BYTES);
+    }
+    char *copy = decodable(text, bytes);
+    bool done = copy && tokenize_all(tokens, model, copy, bytes, flags);
+    free(copy);
+    if (!done) {
         lm_tokens_free(tokens);
         return lm__fail(error, LM_ENOMEM, "out of memory while tokenising %zu bytes", bytes);
     }
-    tokens->count = count;
     return LM_OK;
 }
 

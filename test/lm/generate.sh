@@ -50,4 +50,7 @@ same_file stdin.txt file.txt "standard input is not the same text"
 head -c 300 /dev/urandom | tr -d '\0' >noise.txt
 generate -f noise.txt -n 8 --method off --temp 3 --json >noise.json
 holds "noise" 'a["made_tokens"] >= 1 and isinstance(a["text"], str)' noise.json
-finish 12
+printf 'Once \367\277\277\277 \364\237\277\277 \365\200\200\200 \377\376 upon' >beyond.txt # above U+10FFFF, and no UTF-8
+generate -f beyond.txt -n 4 --method off --json >beyond.json
+holds "beyond" 'a["made_tokens"] >= 1 and a["prompt_tokens"] >= 8' beyond.json
+finish 13
