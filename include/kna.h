@@ -303,7 +303,7 @@ typedef struct kna_report {
     int64_t rows;             /* m * h */
     int64_t rows_exact;       /* rows that took every key they see (short contexts, eps not reached, many masked blocks) */
     double keys_seen;         /* sum over rows of keys that mask, causality and window allow */
-    double keys_full;         /* sum over rows of keys whose key and value were read in full precision */
+    double keys_full;         /* sum over rows of keys whose logit was computed from the key itself, not estimated */
     double keys_touched;      /* bytes of keys, values and index read / bytes exact attention reads for the same rows */
     double tail_mass;         /* mean share of the softmax that was estimated (knn) or dropped (topk, from the scan) */
     double error_est;         /* mean total variation distance between weights used and softmax, estimated from the scan
@@ -334,7 +334,10 @@ typedef struct kna_report {
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
  *          knn: n / 16 mean keys and mean values (or n / 128 of groups and those of a fixed number of clusters, which is
- *          less from about 4 k clusters on), recent and first rows, rows since the last whole 256, and the chosen clusters in full. Scratch is kept in the context and reused.
+ *          less from about 4 k clusters on), recent and first rows, rows since the last whole 256, and the chosen clusters in
+ *          full; few queries leave out values that carry less than 2e-4 of the softmax (and mean values of clusters below
+ *          5e-4), for which the mean of their cluster (of its group) stands, unless eps is asked for. Scratch is kept in the
+ *          context and reused.
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md.

@@ -5,6 +5,9 @@
 
 enum { PROBES = 16 }; /* queries before a tile that choose for it */
 
+/* Of few rows: least share of softmax, in any of them, for which a key's value is read; a cluster's mean value. */
+static const double least_value = 2e-4, least_mean = 5e-4;
+
 /* ---- one choice */
 
 /* Clusters, or groups of them, and what the rows make of them. */
@@ -32,6 +35,7 @@ typedef struct choice {
     double *top;     /* (rows) */
     double *square;  /* (rows) |q|^2 */
     double *logits;  /* (n) */
+    double *weight;  /* (n) largest share of softmax in any row; infinite: its value is read anyway */
     double mean_square, error;
     bool doubtful;
 } choice;
@@ -62,10 +66,14 @@ static bool all_see_plainly(const oracle *o, int64_t from, int64_t to, int64_t f
     return true;
 }
 
-/* Rows first .. end - 1 hold no row that the first query must read in full: none of its first keys, none of its recent ones. */
+/*
+ * Rows first .. end - 1 hold no row that the first query must read in full: none of its first keys, none of its recent ones. These
+ * are counted by what it may see, be they present or not.
+ */
 static bool is_ordinary(const choice *x, int64_t first, int64_t end)
 {
-    const oracle *o = x->o;
+    oracle all = *x->o, *o = &all;
+    all.absent = NULL;
     int64_t low = 0, high = o->n, sinks = count_option(o->options.near_sinks, 4), window = count_option(o->options.near_window, 64);
     bool seen = false;
     while (low < high && !(seen = any_head_sees(o, x->query, low))) low++;
@@ -279,7 +287,8 @@ static double open_groups(choice *x)
 static double closed_mass(const choice *x, int64_t r)
 {
     double sum = 0;
-    for (int64_t g = 0; x->deep && g < x->groups.count; g++) sum += x->groups.chosen[g] ? 0 : x->groups.mass[r * x->groups.count + g];
+    for (int64_t g = 0; x->deep && g < x->groups.count; g++)
+        sum += x->groups.chosen[g] ? 0 : x->groups.mass[r * x->groups.count + g];
     return sum;
 }
 
@@ -309,48 +318,100 @@ static double choose_own(choice *x, int64_t r, bool *taken)
     return error;
 }
 
+/* Whether so large a share is worth reading a value for; says where it is a near thing. */
+static bool is_heavy(choice *x, double share, double least)
+{
+    x->doubtful |= fabs(share / least - 1) < 2e-4;
+    return share >= least;
+}
+
+/* Few rows leave out values that weigh little in all of them, unless an error is asked for. */
+static bool leaves_out(const choice *x)
+{
+    return own_clusters(x) == 0 && x->o->options.eps == 0;
+}
+
+static double share_of(const choice *x, int64_t r, double logit)
+{
+    if (logit == HIDDEN) return 0;
+    return x->total[r] > 0 ? exp(logit - x->top[r]) / x->total[r] : (double)INFINITY;
+}
+
+static void weigh_keys(choice *x)
+{
+    for (int64_t j = 0; j < x->o->n; j++) x->weight[j] = leaves_out(x) ? 0 : (double)INFINITY;
+    for (int64_t r = 0; r < x->rows && leaves_out(x); r++) {
+        oracle_logits(x->o, head_of(x, r), query_of(x, r), x->logits);
+        for (int64_t j = 0; j < x->o->n; j++) x->weight[j] = fmax(x->weight[j], share_of(x, r, x->logits[j]));
+    }
+}
+
+static double largest_share(const choice *x, int64_t s)
+{
+    double most = leaves_out(x) ? 0 : (double)INFINITY;
+    for (int64_t r = 0; r < x->rows && leaves_out(x); r++) {
+        most = fmax(most, x->total[r] > 0 ? x->clusters.mass[r * x->clusters.count + s] / x->total[r] : (double)INFINITY);
+    }
+    return most;
+}
+
 static void add_value(double *out, const double *v, double weight, int64_t dv)
 {
     for (int64_t c = 0; c < dv; c++) out[c] += weight * v[c];
 }
 
-/* Means of those not looked into, for row r. Returns their mass. */
-static double mix_means(const choice *x, const means *m, int64_t r, const bool *taken, double *out)
+static void add_mean_value(const choice *x, double *out, const kna__level *level, int64_t at, double weight)
 {
-    const oracle *o = x->o;
-    double tail = 0, *mean = malloc((size_t)o->dv * sizeof *mean);
+    for (int64_t i = 0; i < x->o->dv; i++) out[i] += weight * oracle_f16(level->value[at * x->o->dv + i]);
+}
+
+/* Means of those not looked into, for row r: a cluster's, or if it weighs little in all rows its group's. Returns their mass. */
+static double mix_means(choice *x, const means *m, int64_t r, const bool *taken, double *out)
+{
+    const kna__clusters *c = &x->index->clusters;
+    double tail = 0;
     for (int64_t s = 0; s < m->count; s++) {
         if (taken[s]) continue;
-        tail += m->mass[r * m->count + s];
-        for (int64_t i = 0; i < o->dv; i++) mean[i] = oracle_f16(m->level->value[m->at[s] * o->dv + i]);
-        add_value(out, mean, m->mass[r * m->count + s], o->dv);
+        double mass = m->mass[r * m->count + s];
+        int64_t group = kna__level_at(c, KNA_GROUPS, x->kv_head, m->slot[s] / KNA_GROUP_SLOTS);
+        bool own = m->kind == KNA_GROUPS || kna__level_always(c, KNA_GROUPS, group);
+        own = own || is_heavy(x, largest_share(x, s), least_mean);
+        tail += mass;
+        add_mean_value(x, out, own ? m->level : &c->level[KNA_GROUPS], own ? m->at[s] : group, mass);
     }
-    free(mean);
     return tail;
 }
 
 /* out and the sum of weights; the sum of the tail's into *tail. */
-static double mix(const choice *x, int64_t r, const bool *taken, double *out, double *tail, knn_row *row)
+static double mix(choice *x, int64_t r, const bool *taken, double *out, double *tail, knn_row *row)
 {
     const oracle *o = x->o;
     const double *v = o->v + x->kv_head * o->n * o->dv;
     double sum = 0;
     bool *read = calloc((size_t)o->n + 1, 1);
+    int64_t *cluster = malloc((size_t)(o->n + 1) * sizeof *cluster);
     int32_t ids[KNA_SEGMENT];
     for (int64_t i = 0; i < o->dv; i++) out[i] = 0;
     for (int64_t j = 0; j < o->n; j++) read[j] = !x->clustered[j];
     for (int64_t s = 0; s < x->clusters.count; s++) {
         int64_t n = taken[s] ? kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids) : 0;
         for (int64_t i = 0; i < n; i++) read[ids[i]] = true;
+        for (int64_t i = 0; i < n; i++) cluster[ids[i]] = x->clusters.at[s];
     }
     *tail = mix_means(x, &x->clusters, r, taken, out) + (x->deep ? mix_means(x, &x->groups, r, x->groups.chosen, out) : 0);
     for (int64_t j = 0; j < o->n; j++) {
         row->seen += x->logits[j] > HIDDEN;
         row->full += read[j] && x->logits[j] > HIDDEN;
         if (!read[j] || x->logits[j] == HIDDEN) continue;
-        sum += exp(x->logits[j] - x->top[r]);
-        add_value(out, v + j * o->dv, exp(x->logits[j] - x->top[r]), o->dv);
+        double weight = exp(x->logits[j] - x->top[r]);
+        sum += weight;
+        if (!x->clustered[j] || is_heavy(x, x->weight[j], least_value)) {
+            add_value(out, v + j * o->dv, weight, o->dv);
+        } else {
+            add_mean_value(x, out, x->clusters.level, cluster[j], weight);
+        }
     }
+    free(cluster);
     free(read);
     return sum + *tail;
 }
@@ -363,6 +424,7 @@ static knn_row finish_row(choice *x, int64_t r, const bool *taken, double error,
     knn_row row = { .clusters = x->clusters.count, .error = x->clusters.count ? error : -1, .doubtful = x->doubtful };
     oracle_logits(o, head, query, x->logits);
     double sum = mix(x, r, taken, out, &tail, &row), top = x->top[r];
+    row.doubtful = x->doubtful;
     /* What is taken out of the sum of all masses leaves the rounding of that sum. */
     double excess = sum > 0 ? fmax(1, x->total[r] / sum) : 1;
     if (sink > HIDDEN) {
@@ -427,12 +489,13 @@ static choice choice_new(const oracle *o, const kna_index *index, int64_t kv_hea
     x.top = calloc(rows, sizeof *x.top);
     x.square = calloc(rows, sizeof *x.square);
     x.logits = malloc((size_t)(o->n + 1) * sizeof *x.logits);
+    x.weight = malloc((size_t)(o->n + 1) * sizeof *x.weight);
     return x;
 }
 
 static void choice_free(choice *x)
 {
-    void *held[] = { x->clustered, x->exact, x->total, x->top, x->square, x->logits };
+    void *held[] = { x->clustered, x->exact, x->total, x->top, x->square, x->logits, x->weight };
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) free(held[i]);
     means_free(&x->groups);
     means_free(&x->clusters);
@@ -446,6 +509,7 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
     find_probes(&x);
     for (int64_t r = 0; r < x.rows; r++) begin_row(&x, r);
     if (x.clusters.count) choose_all(&x);
+    weigh_keys(&x);
     bool *taken = malloc((size_t)x.clusters.count + 1), shared_doubt = x.doubtful;
     for (int64_t r = x.rows - x.tile; r < x.rows; r++) {
         memcpy(taken, x.clusters.chosen, (size_t)x.clusters.count);
@@ -472,8 +536,8 @@ knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together
 
 static bool report_holds(random_case *c, const kna_report *r, const knn_truth *t)
 {
-    bool good = EXPECT_THAT(r->rows == t->e->rows && r->method == KNA_KNN, "rows = %lld, method = %d", (long long)r->rows,
-                            r->method);
+    bool good =
+        EXPECT_THAT(r->rows == t->e->rows && r->method == KNA_KNN, "rows = %lld, method = %d", (long long)r->rows, r->method);
     good = good && EXPECT_THAT(r->keys_seen == t->seen, "keys_seen = %g, expected %g: %s", r->keys_seen, t->seen, case_text(c));
     good = good && EXPECT_THAT(r->rows_exact == t->rows_exact, "rows_exact = %lld, expected %lld: %s", (long long)r->rows_exact,
                                (long long)t->rows_exact, case_text(c));

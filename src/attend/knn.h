@@ -1,6 +1,7 @@
 /*
  * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_plan.c (which rows how), knn_mass.c (what clusters
- * weigh), knn_choose.c (which are looked into), knn_decode.c (few queries) and knn_prefill.c (many) share.
+ * weigh), knn_choose.c (which are looked into), knn_heavy.c (which values are read), knn_decode.c (few queries) and knn_prefill.c
+ * (many) share.
  *
  * A cluster whose keys are not read stands in the softmax as one pseudo-key: logit and value are its means, its mass
  * count * exp(mean logit) * (1 + |q|^2 spread / 2), the second-order estimate of the sum of exp over its members.
@@ -49,9 +50,12 @@ typedef struct knn_call {
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
 int64_t kna__knn_most_ranges(const knn_call *call);
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries);
-/* The stats of a row of the plan, which reads so many keys of chosen clusters and means; errors and the rest are not known yet. */
-kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, float chosen_keys,
-                               int64_t means);
+/* What a row reads beside the ranges of its plan: keys of chosen clusters and values of them, means of keys and of values. */
+typedef struct knn_read {
+    double keys, values, key_means, value_means;
+} knn_read;
+/* The stats of a row of the plan that also reads this; errors and the rest are not known yet. */
+kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, const knn_read *read);
 /* The last row that is not among the recent ones of a query, plus one: clusters end there. */
 int64_t kna__knn_recent(const kna__problem *problem, int64_t query);
 /* Whether all heads of a query see all of rows first .. first + count - 1, with nothing added to their logits. */
@@ -114,6 +118,24 @@ float kna__knn_choose(const knn_call *call, const knn_list *list, int64_t kv_hea
 /* The same for one row, by its own masses z of which those with no mass left are not looked at; what is chosen has none left. */
 float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice *choice, float *z, double total, int64_t want,
                           float error);
+
+/* knn_heavy.c - which of the values that rows could read together are worth it. */
+typedef struct knn_heavy {
+    float *over;    /* largest weight of any row, over that row's limit */
+    int32_t *ids;   /* the heavy ones, ascending */
+    float *weights; /* (rows, count) theirs */
+    int64_t count;
+} knn_heavy;
+/* Least shares of softmax: of a key, for its own value to be read; of a cluster, for its mean value. */
+double kna__knn_least_value(const knn_call *call);
+double kna__knn_least_mean(const knn_call *call);
+/* Room for so many rows of at most `most` weights. */
+void kna__knn_heavy_cut(knn_heavy *heavy, int64_t rows, int64_t most, kna__cutter *cutter);
+/* `count` weights, none of them heavy yet; then every row's, with the log of what is enough. `over` may be raised by hand. */
+void kna__knn_heavy_begin(knn_heavy *heavy, int64_t count);
+void kna__knn_heavy_row(knn_heavy *heavy, const float *w, int64_t count, double log_limit);
+/* The heavy ones out of w (rows, count) at ldw, where they are 0 then. */
+void kna__knn_heavy_take(knn_heavy *heavy, const kna__kernels *kernels, float *w, int64_t ldw, int64_t rows, int64_t count);
 
 /* knn_budget.c - how many. */
 int64_t kna__knn_shared(const knn_call *call, int64_t rows); /* clusters that so many rows read together */

@@ -36,10 +36,15 @@ typedef struct decode_set {
     int64_t kv_head, query;
     float *q;           /* (g, d) scaled */
     float *half_square; /* (g) */
+    double *log_total;  /* (g) log of all of the softmax, as estimated; -infinity: not known */
     float error;        /* estimated; negative: nobody asked */
-    int64_t keys;       /* on the list */
-    int32_t stale;
 } decode_set;
+
+/* What a part has read. */
+typedef struct decode_count {
+    int64_t keys, values;
+    int32_t stale;
+} decode_count;
 
 /* The most tasks that any set has in the steps, one kind after the other: the parts that results are joined from. */
 typedef struct decode_parts {
@@ -52,24 +57,24 @@ typedef struct decode_job {
     decode_parts parts;
     bool is_deep; /* some set is */
     decode_set *set;
-    kna__state *states; /* (parts, sets, g) */
-    float *values;      /* (parts, sets, g, dv) */
-    int32_t *stale;     /* (lists, sets) */
-    int64_t *listed;    /* (lists, sets) keys */
+    kna__state *states;   /* (parts, sets, g) */
+    float *values;        /* (parts, sets, g, dv) */
+    decode_count *counts; /* (parts, sets) */
     char *rooms;
     size_t room_bytes;
 } decode_job;
 
 /* A worker's room. */
 typedef struct decode_room {
-    float *scores; /* (g, EXACT_KEYS) or (g, keys of a list chunk) */
+    float *scores; /* (g, EXACT_KEYS), (g, keys of a list chunk) or (g, groups) */
     int32_t *ids;  /* keys of a list chunk */
+    knn_heavy heavy;
 } decode_room;
 
 static int64_t room_keys(const decode_job *job)
 {
     int64_t most = LIST_CLUSTERS * KNA_SEGMENT, n = job->call->problem->n + EXACT_KEYS;
-    return most < n ? most : n; /* also enough for EXACT_KEYS rows */
+    return most < n ? most : n; /* also enough for EXACT_KEYS rows and MEANS clusters */
 }
 
 static decode_room cut_room(const decode_job *job, int worker, char *base, size_t *bytes)
@@ -78,6 +83,7 @@ static decode_room cut_room(const decode_job *job, int worker, char *base, size_
     decode_room room;
     room.scores = kna__cut(&cutter, (size_t)(job->g * room_keys(job)), sizeof(float));
     room.ids = kna__cut(&cutter, (size_t)room_keys(job), sizeof(int32_t));
+    kna__knn_heavy_cut(&room.heavy, job->g, room_keys(job), &cutter);
     *bytes = cutter.used;
     return room;
 }
@@ -95,6 +101,11 @@ static kna__state *part_state(const decode_job *job, const decode_set *set, int6
 static float *part_values(const decode_job *job, const decode_set *set, int64_t part)
 {
     return job->values + part_at(job, set, part) * job->call->problem->dv;
+}
+
+static decode_count *part_count(const decode_job *job, const decode_set *set, int64_t part)
+{
+    return job->counts + part * job->sets + (set - job->set);
 }
 
 static float *empty_values(const decode_job *job, const decode_set *set, int64_t part)
@@ -241,7 +252,9 @@ static void weigh_row(const decode_job *job, decode_set *set, decode_means *mean
     if (set->is_deep && means == &set->clusters && max > -INFINITY) {
         total += set->groups.tail[r] * relative(set->groups.max[r], max);
     }
-    if (total > 0 && isfinite(total)) {
+    bool is_known = total > 0 && isfinite(total);
+    set->log_total[r] = is_known ? (double)max + log(total) : -INFINITY;
+    if (is_known) {
         p->kernels->axpy(set->choice.share, (float)(1 / total), z, (size_t)list->size);
     }
 }
@@ -323,53 +336,164 @@ static void score_opened(void *argument, int64_t task, int worker)
 
 /* ---- values */
 
-static void read_list(const decode_job *job, const decode_set *set, int64_t chunk, const decode_room *room)
+/* Weights relative to exp(max) of a row; `least` is a share of its softmax. */
+static void weigh_heavy(const decode_set *set, int64_t r, knn_heavy *heavy, const float *w, int64_t count, float max, double least)
+{
+    kna__knn_heavy_row(heavy, w, count, set->log_total[r] + log(least) - (double)max);
+}
+
+/* What is left of the weights of keys, cluster after cluster of chosen ones: their clusters' mean values stand for theirs. */
+static void mix_light(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, const float *w,
+                      int64_t count, float *values)
+{
+    const kna__problem *p = job->call->problem;
+    const kna__clusters *c = &job->call->index->clusters;
+    const kna__level *level = &c->level[KNA_CLUSTERS];
+    int32_t slots[LIST_CLUSTERS];
+    float light[KNA_DECODE_ROWS * LIST_CLUSTERS] = { 0 };
+    for (int64_t i = 0; i < clusters; i++) {
+        slots[i] = (int32_t)kna__knn_slot(&set->clusters.list, chosen[i]);
+        int64_t members = level->count[kna__cluster_slot(c, set->kv_head, slots[i])];
+        for (int64_t r = 0; r < job->g; r++) {
+            for (int64_t x = 0; x < members; x++) {
+                light[r * clusters + i] += w[r * count + x];
+            }
+        }
+        w += members;
+    }
+    const uint16_t *first = level->value + kna__cluster_slot(c, set->kv_head, 0) * p->dv;
+    kna__span means = { (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
+    p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, light, (size_t)clusters, (size_t)job->g, means, slots, (size_t)clusters,
+                                (size_t)p->dv);
+}
+
+/* The values of listed keys, by their softened logits in room->scores; returns how many were read. */
+static int64_t mix_list(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, decode_room *room,
+                        int64_t count, const kna__state *states, float *values)
+{
+    const kna__problem *p = job->call->problem;
+    knn_heavy *heavy = &room->heavy;
+    double least = kna__knn_least_value(job->call);
+    kna__knn_heavy_begin(heavy, count);
+    for (int64_t r = 0; r < job->g; r++) {
+        weigh_heavy(set, r, heavy, room->scores + r * count, count, states[r].max, least);
+    }
+    kna__knn_heavy_take(heavy, p->kernels, room->scores, count, job->g, count);
+    for (int64_t i = 0; i < heavy->count; i++) {
+        heavy->ids[i] = room->ids[heavy->ids[i]];
+    }
+    p->kernels->mix_at[p->v.type](values, (size_t)p->dv, heavy->weights, (size_t)heavy->count, (size_t)job->g,
+                                  kna__span_at(&p->v, set->kv_head, 0), heavy->ids, (size_t)heavy->count, (size_t)p->dv);
+    mix_light(job, set, chosen, clusters, room->scores, count, values);
+    return heavy->count;
+}
+
+static void read_list(const decode_job *job, const decode_set *set, int64_t chunk, decode_room *room)
 {
     const kna__problem *p = job->call->problem;
     const knn_list *list = &set->clusters.list;
     int64_t part = job->parts.exact + chunk, first = chunk * LIST_CLUSTERS, end = smaller(first + LIST_CLUSTERS, set->choice.count);
-    int64_t count = 0, counted = chunk * job->sets + (set - job->set);
+    int64_t count = 0, clusters = larger(end - first, 0);
+    const int32_t *chosen = set->choice.chosen + first;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
-    for (int64_t i = first; i < end; i++) {
-        count += kna__cluster_rows(&job->call->index->clusters, set->kv_head, kna__knn_slot(list, set->choice.chosen[i]),
-                                   room->ids + count);
+    decode_count *counts = part_count(job, set, part);
+    for (int64_t i = 0; i < clusters; i++) {
+        count += kna__cluster_rows(&job->call->index->clusters, set->kv_head, kna__knn_slot(list, chosen[i]), room->ids + count);
     }
-    job->listed[counted] = count;
-    for (int64_t r = 0; r < job->g; r++) {
-        p->kernels->dot_at[p->k.type](room->scores + r * count, set->q + r * p->d, kna__span_at(&p->k, set->kv_head, 0), room->ids,
-                                      (size_t)count, (size_t)p->d);
-    }
-    job->stale[counted] = kna__knn_stale(job->call, list, set->kv_head, set->choice.chosen + first, end > first ? end - first : 0,
-                                         set->q, sqrtf(2 * set->half_square[0]), room->scores);
+    counts->keys = count;
+    p->kernels->dot_at[p->k.type](room->scores, (size_t)count, set->q, (size_t)p->d, (size_t)job->g,
+                                  kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)count, (size_t)p->d);
+    counts->stale =
+        kna__knn_stale(job->call, list, set->kv_head, chosen, clusters, set->q, sqrtf(2 * set->half_square[0]), room->scores);
     for (int64_t r = 0; r < job->g; r++) {
         float *s = room->scores + r * count;
         if (p->options.softcap > 0) {
             p->kernels->softcap(s, p->options.softcap, (size_t)count);
         }
         states[r] = kna__soften(p->kernels, s, count);
-        p->kernels->mix_at[p->v.type](values + r * p->dv, s, kna__span_at(&p->v, set->kv_head, 0), room->ids, (size_t)count,
-                                      (size_t)p->dv);
+    }
+    counts->values = mix_list(job, set, chosen, clusters, room, count, states, values);
+}
+
+static kna__span mean_values(const decode_job *job, int level, int64_t at)
+{
+    const kna__problem *p = job->call->problem;
+    const uint16_t *first = job->call->index->clusters.level[level].value + at * p->dv;
+    return (kna__span){ (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
+}
+
+/* Groups of which no mean may be used: of their clusters all are heavy. */
+static void spare_groups(const decode_job *job, int64_t group_at, int64_t groups, knn_heavy *heavy)
+{
+    for (int64_t i = 0; i < groups; i++) {
+        if (kna__level_always(&job->call->index->clusters, KNA_GROUPS, group_at + i)) {
+            for (int64_t x = 0; x < KNA_GROUP_SLOTS; x++) {
+                heavy->over[i * KNA_GROUP_SLOTS + x] = 1;
+            }
+        }
     }
 }
 
-/* The first chunk carries the whole sum: it is known. */
-static void mix_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk, int64_t part)
+/*
+ * Clusters number .. number + count - 1, whole groups that lie side by side from `at` on: the mean values of those that weigh
+ * something, and for the others the mean values of their groups. Returns how many means were read.
+ */
+static int64_t mix_clusters(const decode_job *job, const decode_set *set, int64_t number, int64_t count, int64_t at,
+                            decode_room *room, float *values)
+{
+    const kna__problem *p = job->call->problem;
+    const decode_means *means = &set->clusters;
+    knn_heavy *heavy = &room->heavy;
+    float *z = means->z + number;
+    int64_t size = means->list.size, groups = count / KNA_GROUP_SLOTS, group_at = at / KNA_GROUP_SLOTS;
+    double least = kna__knn_least_mean(job->call);
+    kna__knn_heavy_begin(heavy, count);
+    for (int64_t r = 0; r < job->g; r++) {
+        weigh_heavy(set, r, heavy, z + r * size, count, means->max[r], least);
+    }
+    spare_groups(job, group_at, groups, heavy);
+    kna__knn_heavy_take(heavy, p->kernels, z, size, job->g, count);
+    p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, heavy->weights, (size_t)heavy->count, (size_t)job->g,
+                                mean_values(job, KNA_CLUSTERS, at), heavy->ids, (size_t)heavy->count, (size_t)p->dv);
+    for (int64_t r = 0; r < job->g; r++) {
+        for (int64_t i = 0; i < groups; i++) {
+            const float *left = z + r * size + i * KNA_GROUP_SLOTS;
+            float sum = 0;
+            for (int64_t x = 0; x < KNA_GROUP_SLOTS; x++) {
+                sum += left[x];
+            }
+            room->scores[r * groups + i] = sum;
+        }
+    }
+    p->kernels->mix[KNA_F16](values, (size_t)p->dv, room->scores, (size_t)groups, (size_t)job->g,
+                             mean_values(job, KNA_GROUPS, group_at), (size_t)groups, (size_t)p->dv);
+    return heavy->count + groups;
+}
+
+/* What the clusters or groups not looked into are to their rows. The first chunk carries the whole sum: it is known. */
+static void mix_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk, int64_t part,
+                      decode_room *room)
 {
     const kna__problem *p = job->call->problem;
     const knn_list *list = &means->list;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
+    decode_count *counts = part_count(job, set, part);
     int64_t stop = smaller((chunk + 1) * MEANS, list->size);
     for (int64_t r = 0; r < job->g; r++) {
         states[r] = (kna__state){ list->size ? means->max[r] : -INFINITY, chunk || !list->size ? 0 : means->tail[r] };
     }
+    *counts = (decode_count){ 0 };
     for (int64_t i = chunk * MEANS, end, at; i < stop; i = end) {
         end = kna__knn_stretch(job->call, list, set->kv_head, i, stop, &at);
-        const uint16_t *first = kna__knn_level(job->call, list)->value + at * p->dv;
-        kna__span rows = { (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
-        p->kernels->mix[KNA_F16](values, (size_t)p->dv, means->z + i, (size_t)list->size, (size_t)job->g, rows, (size_t)(end - i),
-                                 (size_t)p->dv);
+        if (list->level == KNA_CLUSTERS) {
+            counts->values += mix_clusters(job, set, i, end - i, at, room, values);
+        } else {
+            p->kernels->mix[KNA_F16](values, (size_t)p->dv, means->z + i, (size_t)list->size, (size_t)job->g,
+                                     mean_values(job, KNA_GROUPS, at), (size_t)(end - i), (size_t)p->dv);
+            counts->values += end - i;
+        }
     }
 }
 
@@ -393,13 +517,13 @@ static void value_step(void *argument, int64_t task, int worker)
     const decode_set *set = &job->set[task % job->sets];
     int64_t chunk = task / job->sets, part = parts->exact + chunk;
     size_t unused;
+    decode_room room = cut_room(job, worker, job->rooms, &unused);
     if (chunk < parts->lists) {
-        decode_room room = cut_room(job, worker, job->rooms, &unused);
         read_list(job, set, chunk, &room);
     } else if (chunk < parts->lists + parts->clusters) {
-        mix_means(job, set, &set->clusters, chunk - parts->lists, part);
+        mix_means(job, set, &set->clusters, chunk - parts->lists, part, &room);
     } else {
-        mix_means(job, set, &set->groups, chunk - parts->lists - parts->clusters, part);
+        mix_means(job, set, &set->groups, chunk - parts->lists - parts->clusters, part, &room);
     }
 }
 
@@ -410,7 +534,7 @@ static double tail_of(const decode_means *means, int64_t r, float max)
     return means->list.size ? means->tail[r] * relative(means->max[r], max) : 0;
 }
 
-static void write_row(const decode_job *job, const decode_set *set, int64_t r)
+static void write_row(const decode_job *job, const decode_set *set, int64_t r, const knn_read *read, int32_t stale)
 {
     const kna__problem *p = job->call->problem;
     const decode_parts *parts = &job->parts;
@@ -420,39 +544,45 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r)
         kna__state_join(p->kernels, &state, values, part_state(job, set, part)[r], part_values(job, set, part) + r * p->dv, p->dv);
     }
     int64_t head = set->kv_head * p->g + r;
-    kna__row_stats *stats = kna__knn_count(job->call, &set->plan, head, set->query, (float)set->keys,
-                                           set->groups.list.size + set->clusters.list.size);
+    kna__row_stats *stats = kna__knn_count(job->call, &set->plan, head, set->query, read);
     if (set->plan.clusters.size) {
         double total = state.sum + kna__sink_weight(p, head, state.max);
         double tail = tail_of(&set->clusters, r, state.max) + tail_of(&set->groups, r, state.max);
         stats->tail_mass = total > 0 ? (float)(tail / total) : 0;
         stats->error_est = set->error;
     }
-    stats->stale = r == 0 ? set->stale : 0;
+    stats->stale = r == 0 ? stale : 0;
     kna__state_write(p, head, set->query, state, values);
 }
 
 static void write_set(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
-    decode_set *set = &job->set[task];
+    const decode_parts *parts = &job->parts;
+    const decode_set *set = &job->set[task];
+    knn_read read = { .key_means = (double)(set->groups.list.size + set->clusters.list.size) };
+    int32_t stale = 0;
     (void)worker;
-    for (int64_t chunk = 0; chunk < job->parts.lists; chunk++) {
-        int64_t at = chunk * job->sets + (set - job->set);
-        set->keys += job->listed[at];
-        set->stale += job->stale[at];
+    for (int64_t part = 0; part < parts->lists + parts->clusters + parts->groups; part++) {
+        const decode_count *count = part_count(job, set, parts->exact + part);
+        bool is_list = part < parts->lists;
+        read.keys += is_list ? (double)count->keys : 0;
+        read.values += is_list ? (double)count->values : 0;
+        read.value_means += is_list ? 0 : (double)count->values;
+        stale += is_list ? count->stale : 0;
     }
     for (int64_t r = 0; r < job->g; r++) {
-        write_row(job, set, r);
+        write_row(job, set, r, &read, stale);
     }
 }
 
 /* ---- making room */
 
-static void cut_means(const decode_job *job, decode_means *means, int level, int64_t most, kna__cutter *cutter)
+/* At most so many of a level, in so many runs. */
+static void cut_means(const decode_job *job, decode_means *means, int level, int64_t most, int64_t runs, kna__cutter *cutter)
 {
     size_t g = (size_t)job->g;
-    kna__knn_list_cut(&means->list, level, most, cutter);
+    kna__knn_list_cut(&means->list, level, runs, cutter);
     means->z = kna__cut(cutter, g * (size_t)most, sizeof(float));
     means->max = kna__cut(cutter, g, sizeof(float));
     means->tail = kna__cut(cutter, g, sizeof(double));
@@ -461,12 +591,12 @@ static void cut_means(const decode_job *job, decode_means *means, int level, int
 static void cut_set(const decode_job *job, decode_set *set, int64_t pieces, kna__cutter *cutter)
 {
     size_t g = (size_t)job->g;
-    kna__knn_plan_cut(&set->plan, job->call, cutter);
     kna__knn_choice_cut(&set->choice, job->call, pieces * KNA_SLOTS, cutter);
-    cut_means(job, &set->groups, KNA_GROUPS, pieces * KNA_PIECE_GROUPS, cutter);
-    cut_means(job, &set->clusters, KNA_CLUSTERS, pieces * KNA_SLOTS, cutter);
+    cut_means(job, &set->groups, KNA_GROUPS, pieces * KNA_PIECE_GROUPS, 0, cutter); /* its runs are the plan's */
+    cut_means(job, &set->clusters, KNA_CLUSTERS, pieces * KNA_SLOTS, pieces * KNA_PIECE_GROUPS, cutter);
     set->q = kna__cut(cutter, g * (size_t)job->call->problem->d, sizeof(float));
     set->half_square = kna__cut(cutter, g, sizeof(float));
+    set->log_total = kna__cut(cutter, g, sizeof(double));
 }
 
 /* Everything, as large as it may have to be: how many clusters and ranges there are is known only when plans are made. */
@@ -481,12 +611,15 @@ static size_t cut_scratch(decode_job *job, char *base)
     size_t states = kna__size_product((size_t)(parts * job->sets), (size_t)job->g);
     job->set = kna__cut(&cutter, (size_t)job->sets, sizeof(decode_set));
     for (int64_t i = 0; i < job->sets; i++) {
-        cut_set(job, base ? &job->set[i] : &none, pieces, &cutter);
+        decode_set *set = base ? &job->set[i] : &none;
+        if (i % p->h_kv == 0) {
+            kna__knn_plan_cut(&set->plan, job->call, &cutter); /* for all KV heads of a query */
+        }
+        cut_set(job, set, pieces, &cutter);
     }
     job->states = kna__cut(&cutter, states, sizeof(kna__state));
     job->values = kna__cut(&cutter, states, (size_t)p->dv * sizeof(float));
-    job->stale = kna__cut(&cutter, (size_t)(lists * job->sets), sizeof(int32_t));
-    job->listed = kna__cut(&cutter, (size_t)(lists * job->sets), sizeof(int64_t));
+    job->counts = kna__cut(&cutter, (size_t)(parts * job->sets), sizeof(decode_count));
     cut_room(job, 0, NULL, &job->room_bytes);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
@@ -529,8 +662,6 @@ static void begin_set(decode_job *job, int64_t i)
         set->clusters.list = set->plan.clusters;
     }
     set->error = 0;
-    set->keys = 0;
-    set->stale = 0;
     kna__queries_read(p, set->q, set->kv_head, set->query * p->g, p->g);
     for (int64_t r = 0; r < p->g; r++) {
         set->half_square[r] = kna__square(p->kernels, set->q + r * p->d, p->d) / 2;
@@ -539,11 +670,10 @@ static void begin_set(decode_job *job, int64_t i)
 
 int kna__attend_knn_decode(knn_call *call)
 {
-    static const kna__step flat[] = { { first_step, first_tasks },
-                                      { choose_clusters, set_tasks },
-                                      { value_step, value_tasks },
-                                      { write_set, set_tasks } };
-    static const kna__step deep[] = { { first_step, first_tasks },      { open_groups, set_tasks },     { score_opened, opened_tasks },
+    static const kna__step flat[] = {
+        { first_step, first_tasks }, { choose_clusters, set_tasks }, { value_step, value_tasks }, { write_set, set_tasks }
+    };
+    static const kna__step deep[] = { { first_step, first_tasks },    { open_groups, set_tasks },  { score_opened, opened_tasks },
                                       { choose_clusters, set_tasks }, { value_step, value_tasks }, { write_set, set_tasks } };
     const kna__problem *p = call->problem;
     decode_job job = { .call = call, .sets = p->h_kv * call->queries, .g = p->g };

@@ -185,15 +185,15 @@ void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t 
 }
 
 /* Keys and values, and the means of clusters with what is kept beside them; in bytes of one key and its value. */
-static double bytes_read(const kna__problem *p, double keys, double means)
+static double bytes_read(const kna__problem *p, double full, const knn_read *read)
 {
     double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
-    double mean = (double)(p->d + p->dv) * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t);
-    return (keys * (key + value) + means * mean) / (key + value);
+    double key_mean = (double)p->d * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t), value_mean = (double)p->dv * 2;
+    double beside = read->keys * key + read->values * value + read->key_means * key_mean + read->value_means * value_mean;
+    return full + beside / (key + value);
 }
 
-kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, float chosen_keys,
-                               int64_t means)
+kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, const knn_read *read)
 {
     const kna__problem *p = call->problem;
     kna__row_stats *stats = &call->stats[query * p->h + head];
@@ -209,8 +209,8 @@ kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64
     }
     memset(stats, 0, sizeof *stats);
     stats->keys_seen = (float)(full + clustered);
-    stats->keys_full = (float)full + chosen_keys;
-    stats->read = bytes_read(p, (double)stats->keys_full, (double)means);
+    stats->keys_full = (float)((double)full + read->keys);
+    stats->read = bytes_read(p, (double)full, read);
     stats->exact = plan->clusters.size == 0;
     stats->error_est = stats->audit_error = -1;
     return stats;

@@ -68,7 +68,7 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     kna__tile_cut(&room.tile, p, all, &cutter);
     kna__knn_plan_cut(&room.plan, job->call, &cutter);
     kna__knn_choice_cut(&room.choice, job->call, clusters, &cutter);
-    kna__knn_list_cut(&room.groups.list, KNA_GROUPS, groups, &cutter);
+    kna__knn_list_cut(&room.groups.list, KNA_GROUPS, 0, &cutter); /* its runs are the plan's */
     kna__knn_list_cut(&room.clusters.list, KNA_CLUSTERS, groups, &cutter);
     room.groups.z = kna__cut(&cutter, rows * (size_t)groups, sizeof(float));
     room.clusters.z = kna__cut(&cutter, rows * (size_t)clusters, sizeof(float));
@@ -225,12 +225,12 @@ static void mix_means(const knn_call *call, prefill_room *room, const prefill_me
     const kna__problem *p = call->problem;
     const knn_list *list = &means->list;
     kna__tile *tile = &room->tile;
-    size_t dv = (size_t)p->dv;
+    size_t dv = (size_t)p->dv, mute = (size_t)tile->mute, size = (size_t)list->size;
     for (int64_t i = 0, end, at; i < list->size; i = end) {
         end = panel(call, room, list, i, &at);
         widen_means(room, kna__knn_level(call, list)->value + at * p->dv, end - i, p->dv);
-        p->kernels->gemm(tile->out, dv, means->z + i, (size_t)list->size, tile->panel, dv, (size_t)tile->rows, dv, (size_t)(end - i),
-                         true);
+        p->kernels->gemm(tile->out + mute * dv, dv, means->z + mute * size + i, size, tile->panel, dv, (size_t)tile->rows - mute, dv,
+                         (size_t)(end - i), true);
     }
 }
 
@@ -279,8 +279,8 @@ static void read_own(prefill_room *room, int64_t r, int64_t count)
 {
     kna__tile *tile = &room->tile;
     const kna__problem *p = tile->problem;
-    p->kernels->dot_at[p->k.type](room->own_logits, tile->q + r * p->d, kna__span_at(&p->k, tile->kv_head, 0), room->own_ids,
-                                  (size_t)count, (size_t)p->d);
+    p->kernels->dot_at[p->k.type](room->own_logits, 0, tile->q + r * p->d, 0, 1, kna__span_at(&p->k, tile->kv_head, 0),
+                                  room->own_ids, (size_t)count, (size_t)p->d);
     if (p->options.softcap > 0) {
         p->kernels->softcap(room->own_logits, p->options.softcap, (size_t)count);
     }
@@ -288,8 +288,8 @@ static void read_own(prefill_room *room, int64_t r, int64_t count)
     if (max > -INFINITY) {
         kna__tile_raise(tile, r, max);
         tile->state[r].sum += (double)p->kernels->exp_sum(room->own_logits, tile->state[r].max, (size_t)count);
-        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, room->own_logits, kna__span_at(&p->v, tile->kv_head, 0), room->own_ids,
-                                      (size_t)count, (size_t)p->dv);
+        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, 0, room->own_logits, 0, 1, kna__span_at(&p->v, tile->kv_head, 0),
+                                      room->own_ids, (size_t)count, (size_t)p->dv);
     }
 }
 
@@ -337,8 +337,8 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        int64_t means = room->clusters.list.size + room->groups.list.size;
-        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, (float)keys + room->own_keys[r], means);
+        double means = (double)(room->clusters.list.size + room->groups.list.size), read = (double)keys + (double)room->own_keys[r];
+        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, &(knn_read){ read, read, means, means });
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
         if (!room->plan.clusters.size) {
             continue;
@@ -383,6 +383,7 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     room.is_deep = kna__knn_is_deep(call, &room.plan, rows);
     int64_t probes = count_probes(p, &room.plan, query);
     kna__tile_begin(&room.tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
+    room.tile.mute = probes * p->g;
     room.choosers = has_order(p) ? (probes + 1) * p->g : rows;
     kna__knn_list_clear(&room.groups.list);
     kna__knn_list_clear(&room.clusters.list);

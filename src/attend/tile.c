@@ -21,6 +21,7 @@ void kna__tile_begin(kna__tile *tile, int64_t kv_head, int64_t row, int64_t rows
     tile->kv_head = kv_head;
     tile->row = row;
     tile->rows = rows;
+    tile->mute = 0;
     kna__queries_read(p, tile->q, kv_head, row, rows);
     memset(tile->out, 0, (size_t)(rows * p->dv) * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
@@ -89,8 +90,9 @@ static void score_panel(kna__tile *tile, size_t keys)
 static void mix_panel(kna__tile *tile, size_t keys)
 {
     const kna__problem *p = tile->problem;
-    size_t dv = (size_t)p->dv;
-    p->kernels->gemm(tile->out, dv, tile->s, KNA_TILE_KEYS, tile->panel, dv, (size_t)tile->rows, dv, keys, true);
+    size_t dv = (size_t)p->dv, mute = (size_t)tile->mute;
+    p->kernels->gemm(tile->out + mute * dv, dv, tile->s + mute * KNA_TILE_KEYS, KNA_TILE_KEYS, tile->panel, dv,
+                     (size_t)tile->rows - mute, dv, keys, true);
 }
 
 void kna__tile_keys(kna__tile *tile, int64_t first, int64_t count)
@@ -137,6 +139,7 @@ void kna__tile_skip(kna__tile *tile, int64_t rows)
 {
     tile->row += rows;
     tile->rows -= rows;
+    tile->mute = tile->mute > rows ? tile->mute - rows : 0;
     tile->q += rows * tile->problem->d;
     tile->out += rows * tile->problem->dv;
     tile->state += rows;

@@ -13,6 +13,7 @@ enum { KNA_TILE_KEYS = 64 /* key panel, value panel and half the scores stay in 
 typedef struct kna__tile {
     const kna__problem *problem;
     int64_t kv_head, row, rows; /* which rows of the problem */
+    int64_t mute;               /* the first of them, of which only the state is wanted: their values are not mixed */
     float *q;                   /* (rows, d) scaled */
     float *panel;               /* (KEYS, max(d, dv)) keys before transposing, then values */
     float *kt;                  /* (d, KEYS) */
