@@ -30,6 +30,24 @@ static double speedup(const bench_cell *cell, int who)
     return cell->plan.enabled[BENCH_EXACT] ? cell->results[BENCH_EXACT].median_s / cell->results[who].median_s : (double)NAN;
 }
 
+/* ------------------------------------------------------------------ growth */
+
+double bench_growth(const bench_run *run, int who)
+{
+    double sums[4] = { 0 }; /* of x, y, xx, xy */
+    const double count = run->cell_count;
+    for (int i = 0; i < run->cell_count; i++) {
+        const double x = log((double)run->cells[i].plan.shape.n);
+        const double y = log(run->cells[i].results[who].median_s);
+        sums[0] += x;
+        sums[1] += y;
+        sums[2] += x * x;
+        sums[3] += x * y;
+    }
+    const double spread = count * sums[2] - sums[0] * sums[0];
+    return spread > 1e-9 ? (count * sums[3] - sums[0] * sums[1]) / spread : (double)NAN;
+}
+
 /* ------------------------------------------------------------------ table */
 
 static void print_number(int width, int digits, double value, const char *unit)
@@ -46,6 +64,10 @@ static void print_row(const bench_run *run, const bench_cell *cell, int who)
     const int has_report = r->report.size != 0;
     const double per_s = rate(run, cell, who);
     printf("%8" PRId64 "  %-6s", cell->plan.shape.n, bench_names[who]);
+    if (who >= BENCH_TOPK)
+        printf(" %6" PRId64, r->k);
+    else
+        printf(" %6s", "-");
     print_number(9, 3, 1e3 * r->median_s, "");
     print_number(8, 3, 1e3 * r->low_s, "");
     print_number(8, 3, 1e3 * r->high_s, "");
@@ -78,7 +100,7 @@ static void print_head(const bench_run *run)
         printf("memory copy: %.1f GB/s, bytes read and bytes written\n", 1e-9 * run->copy_rate);
     else
         printf("multiply-add peak: %.1f GFLOP/s\n", 1e-9 * run->fma_rate);
-    printf("\n%8s  %-6s %9s %8s %8s %8s %7s %6s %8s %7s %8s %8s %8s\n", "n", "method", "ms", "least", "most", "speed",
+    printf("\n%8s  %-6s %6s %9s %8s %8s %8s %7s %6s %8s %7s %8s %8s %8s\n", "n", "method", "k", "ms", "least", "most", "speed",
            run->counts_bytes ? "GB/s" : "GFLOP/s", run->counts_bytes ? "copy" : "peak", "touched", "tail", "error", "build ms",
            "idx MiB");
 }
@@ -89,6 +111,11 @@ int bench_print_table(const bench_run *run)
     for (int i = 0; i < run->cell_count; i++)
         for (int who = 0; who < BENCH_CONTENDERS; who++)
             if (run->cells[i].plan.enabled[who]) print_row(run, &run->cells[i], who);
+    if (run->cell_count < 2) return CLI_OK;
+    printf("\ntime grows as n to the power of");
+    for (int who = 0; who < BENCH_CONTENDERS; who++)
+        if (run->cells[0].plan.enabled[who]) printf("  %s %.2f", bench_names[who], bench_growth(run, who));
+    printf("\n");
     return CLI_OK;
 }
 
@@ -102,6 +129,7 @@ static void add_result(cJSON *list, const bench_run *run, const bench_cell *cell
     cli_json_int(object, "n", cell->plan.shape.n);
     cli_json_int(object, "m", cell->plan.shape.m);
     cli_json_text(object, "method", bench_names[who]);
+    if (who >= BENCH_TOPK) cli_json_int(object, "k", r->k);
     cli_json_real(object, "time_s", r->median_s);
     cli_json_real(object, "time_min_s", r->low_s);
     cli_json_real(object, "time_max_s", r->high_s);
@@ -133,6 +161,9 @@ int bench_print_json(const bench_run *run)
     cli_json_text(root, "cpu", kna_cpu_name(kna_context_cpu(run->context)));
     cli_json_int(root, "threads", kna_context_threads(run->context));
     cli_json_real(root, run->counts_bytes ? "copy_bytes_per_s" : "fma_flops_per_s", yardstick(run));
+    cJSON *growth = cli_json_object(root, "growth");
+    for (int who = 0; who < BENCH_CONTENDERS; who++)
+        if (plan->enabled[who]) cli_json_real(growth, bench_names[who], bench_growth(run, who));
     cJSON *list = cli_json_array(root, "results");
     for (int i = 0; i < run->cell_count; i++)
         for (int who = 0; who < BENCH_CONTENDERS; who++)

@@ -21,6 +21,15 @@ typedef struct bench_run {
     bench_cell cells[CLI_LIST_MAX];
 } bench_run;
 
+/*
+ * bench_growth() - a of the least squares fit of log time to b + a log n; NaN with fewer than two n. Where k is chosen by an error, this
+ * is growth at an equal error.
+ */
+double bench_growth(const bench_run *run, int who);
+
+/* bench_draw() - times against n into an SVG file. Returns CLI_OK or an exit code, having printed why. */
+int bench_draw(const bench_run *run, const char *path);
+
 /* Both print on standard output and return CLI_OK or CLI_FAILED. */
 int bench_print_table(const bench_run *run);
 int bench_print_json(const bench_run *run);

@@ -12,6 +12,7 @@
 
 #include "naive.h"
 
+#define LEAST_K     16
 #define NAIVE_FLOPS 2e8 /* of one measurement of naive attention; above, evenly spread queries stand for all */
 
 const char *const bench_names[BENCH_CONTENDERS + 1] = { "naive", "exact", "topk", "knn", NULL };
@@ -26,6 +27,7 @@ typedef struct bench {
     int64_t naive_step;
     float *out, *exact_out; /* of layer 0 */
     double *times[BENCH_CONTENDERS];
+    int64_t k[BENCH_CONTENDERS]; /* nearest keys read */
 } bench;
 
 /* ------------------------------------------------------------------ sizes */
@@ -180,6 +182,7 @@ static int call_library(const bench *b, int who, int64_t layer, float *out, kna_
     kna_attend_options options = KNA_ATTEND_OPTIONS;
     int status = KNA_OK;
     cli_method_fill(&options, &b->plan->method);
+    options.k_near = b->k[who];
     options.method = who == BENCH_EXACT ? KNA_EXACT : who == BENCH_TOPK ? KNA_TOPK : KNA_KNN;
     options.causal = b->plan->causal;
     options.unchecked = 1; /* as in a model, which does not look for NaN either */
@@ -223,7 +226,7 @@ static int run_rounds(bench *b)
     return code;
 }
 
-/* ------------------------------------------------------------------ results */
+/* ------------------------------------------------------------------ errors */
 
 static double distance(const float *a, const float *b, int64_t d)
 {
@@ -251,17 +254,60 @@ static double mean_distance(const bench *b, int64_t first, int64_t step)
     return sum / (double)rows;
 }
 
+/* A call on the first layer for its report and its error; NaN: there is nothing to compare with. */
+static int find_error(const bench *b, int who, kna_report *report, double *error)
+{
+    const int is_naive = who == BENCH_NAIVE;
+    memset(report, 0, sizeof *report);
+    if (!is_naive) report->size = sizeof *report;
+    const int code = is_naive ? call_naive(b, b->out) : call_library(b, who, 0, b->out, report);
+    *error = (double)NAN;
+    if (b->plan->enabled[BENCH_EXACT])
+        *error = is_naive ? mean_distance(b, b->naive_step / 2, b->naive_step) : mean_distance(b, 0, 1);
+    else if (!is_naive && report->audited > 0)
+        *error = report->audit_mean;
+    return code;
+}
+
+/* Steps of a half and a third, up to all keys: of two neighbouring ones the larger reads at most 1.5 times as many. */
+static int64_t next_k(int64_t k)
+{
+    return (k & (k - 1)) == 0 ? k + k / 2 : k / 3 * 4;
+}
+
+/* The least k with which the error is at most the plan's. */
+static int find_k(bench *b, int who)
+{
+    double error = INFINITY;
+    kna_report unused;
+    int code = CLI_OK;
+    b->k[who] = LEAST_K;
+    while (code == CLI_OK) {
+        code = find_error(b, who, &unused, &error);
+        if (code == CLI_OK && isnan(error)) return cli_fail("--error: --audit drew none of the rows");
+        if (error <= b->plan->error || b->k[who] >= b->plan->shape.n) break;
+        b->k[who] = next_k(b->k[who]);
+    }
+    return code;
+}
+
+static int find_ks(bench *b)
+{
+    int code = CLI_OK;
+    if (b->plan->enabled[BENCH_EXACT]) code = call_library(b, BENCH_EXACT, 0, b->exact_out, NULL);
+    for (int who = BENCH_TOPK; who <= BENCH_KNN && b->plan->error > 0 && code == CLI_OK; who++)
+        if (b->plan->enabled[who]) code = find_k(b, who);
+    return code;
+}
+
+/* ------------------------------------------------------------------ results */
+
 static int look_at(const bench *b, int who, bench_result *r)
 {
     const bench_plan *plan = b->plan;
-    const int is_naive = who == BENCH_NAIVE;
-    memset(&r->report, 0, sizeof r->report);
-    if (!is_naive) r->report.size = sizeof r->report;
-    const int code = is_naive ? call_naive(b, b->out) : call_library(b, who, 0, b->out, &r->report);
+    const int code = find_error(b, who, &r->report, &r->error);
     if (code != CLI_OK) return code;
-    r->error = (double)NAN;
-    if (plan->enabled[BENCH_EXACT])
-        r->error = is_naive ? mean_distance(b, b->naive_step / 2, b->naive_step) : mean_distance(b, 0, 1);
+    r->k = b->k[who];
     r->build_s = b->indexes[who] ? b->index_build_s[who] : r->report.build_s;
     if (who < BENCH_TOPK) r->build_s = (double)NAN;
     r->median_s = cli_median(b->times[who], (int)plan->rounds); /* sorts */
@@ -273,7 +319,6 @@ static int look_at(const bench *b, int who, bench_result *r)
 static int collect(const bench *b, bench_result results[BENCH_CONTENDERS])
 {
     int code = CLI_OK;
-    if (b->plan->enabled[BENCH_EXACT]) code = call_library(b, BENCH_EXACT, 0, b->exact_out, NULL);
     for (int who = 0; who < BENCH_CONTENDERS && code == CLI_OK; who++)
         if (b->plan->enabled[who]) code = look_at(b, who, &results[who]);
     return code;
@@ -282,7 +327,9 @@ static int collect(const bench *b, bench_result results[BENCH_CONTENDERS])
 int bench_measure(kna_context *context, const bench_plan *plan, bench_result results[BENCH_CONTENDERS])
 {
     bench b = { .context = context, .plan = plan };
+    for (int who = 0; who < BENCH_CONTENDERS; who++) b.k[who] = plan->method.k_near;
     int code = set_up(&b);
+    if (code == CLI_OK) code = find_ks(&b);
     if (code == CLI_OK) code = run_rounds(&b);
     if (code == CLI_OK) code = collect(&b, results);
     tear_down(&b);

@@ -21,6 +21,7 @@ typedef struct bench_plan {
     int64_t rounds;
     int enabled[BENCH_CONTENDERS];
     cli_method method; /* its `method` is not used */
+    double error;      /* topk, knn: k is the least of 16, 24, 32, 48, 64, .. with which the error is at most this; 0: method.k_near */
     double progress_from, progress_to;
 } bench_plan;
 
@@ -28,7 +29,8 @@ typedef struct bench_plan {
 typedef struct bench_result {
     double median_s, low_s, high_s; /* over the rounds; build included unless the index is kept */
     double build_s;                 /* of the index of one layer */
-    double error;                   /* mean over rows of ||out - exact|| / ||exact|| */
+    int64_t k;                      /* topk, knn: nearest keys read */
+    double error;                   /* mean over rows of ||out - exact|| / ||exact||; without exact attention, over audited ones */
     kna_report report;              /* of a call on the first layer; naive: size 0 */
 } bench_result;
 

@@ -19,7 +19,8 @@ typedef struct request {
     cli_list n;
     int type;
     int causal;
-    const char *contenders;
+    const char *contenders, *picture;
+    double error;
     int json;
     cli_method method;
     cli_machine machine;
@@ -45,6 +46,8 @@ static const cli_option shape_options[] = {
 static const cli_option run_options[] = {
     { "contenders", 0, CLI_TEXT, AT(contenders), 0, 0, NULL, "A,B,..", "of naive, exact, topk, knn (default all)" },
     { "rounds", 0, CLI_INT, AT(rounds), 1, BENCH_ROUNDS_MAX, NULL, "N", "each is timed so often; the median counts (default 7)" },
+    { "error", 0, CLI_REAL, AT(error), 0, 1, NULL, "E", "topk, knn: the least k of 16, 24, 32, 48, .. with a mean error of at most E" },
+    { "svg", 0, CLI_TEXT, AT(picture), 0, 0, NULL, "FILE", "draw times against n, both logarithmic" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print JSON instead of a table" },
     { .name = NULL },
 };
@@ -54,6 +57,8 @@ static const cli_option near_options[] = {
     { "near-sinks", ROWS_AT(near_sinks, 0), "knn: first keys always read in full (default 4)" },
     { "near-window", ROWS_AT(near_window, 0), "knn: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E", "knn: raise K until the estimated error is at most E" },
+    { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
+      "of rows that errors are taken from where exact is no contender (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "of the operands (default 0)" },
     { .name = NULL },
 };
@@ -123,6 +128,8 @@ static int parse(request *r, int enabled[BENCH_CONTENDERS], bench_mode mode, int
     };
     int code = cli_parse(&usages[mode], groups, argc, argv, NULL);
     if (code == CLI_GO_ON) code = parse_contenders(r->contenders, enabled);
+    if (code == CLI_GO_ON && r->error > 0 && !enabled[BENCH_EXACT] && !(r->method.audit > 0))
+        return cli_refuse("--error: nothing to measure it by; have exact among the contenders, or --audit");
     return code == CLI_GO_ON ? check(r) : code;
 }
 
@@ -150,6 +157,7 @@ static bench_plan plan_for(const request *r, const int enabled[BENCH_CONTENDERS]
         .keeps_index = mode == DECODE,
         .rounds = r->rounds,
         .method = r->method,
+        .error = r->error,
         .progress_from = (double)cell / r->n.count,
         .progress_to = (double)(cell + 1) / r->n.count,
     };
@@ -185,6 +193,7 @@ static int run_bench(bench_mode mode, int argc, char **argv)
     if (code == CLI_OK) code = measure_cells(&run, &r, enabled, mode, &copy);
     cli_progress_end();
     if (code == CLI_OK) code = r.json ? bench_print_json(&run) : bench_print_table(&run);
+    if (code == CLI_OK && r.picture) code = bench_draw(&run, r.picture);
     peak_copy_free(&copy);
     kna_context_free(run.context);
     return code;

@@ -7,7 +7,7 @@ KNA = os.environ["KNA"]
 
 def run(*arguments):
     done = subprocess.run([KNA, "bench", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", (arguments, done)
+    assert done.returncode == 0 and done.stderr.count("\n") == ("--svg" in arguments), (arguments, done)
     return done.stdout
 
 def near(a, b, share=1e-6):
@@ -58,7 +58,36 @@ errors = [json.loads(run("attend", "-n", "600", "--rounds", "1", "--contenders",
           for seed in ("1", "1", "0x2")]
 assert errors[0] == errors[1] != errors[2], errors
 
+# The least k of its ladder for an error, found against exact attention or by audited rows; what times grow by; the picture.
+import math, tempfile, xml.etree.ElementTree as tree
+
+ladder = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+with tempfile.TemporaryDirectory() as folder:
+    picture = os.path.join(folder, "growth.svg")
+    decode = ["decode", "--layers", "2", "--rounds", "3", "--contenders", "exact,topk,knn"]
+    report = json.loads(run(*decode, "-n", "1024,2048,3000", "--error", "0.05", "--svg", picture, "--json"))
+    for row in report["results"][1:]:
+        if row["method"] != "exact":
+            assert row["error"] <= 0.05 and (row["k"] in ladder or row["k"] >= row["n"]), row
+    for row in report["results"]:
+        if row["method"] == "topk" and row["k"] > 16:
+            less = json.loads(run(*decode, "-n", str(row["n"]), "--k-near", str(ladder[ladder.index(row["k"]) - 1]), "--json"))["results"][1]
+            assert less["error"] > 0.05, (row, less)
+    for method, power in report["growth"].items():
+        points = [(math.log(row["n"]), math.log(row["time_s"])) for row in report["results"] if row["method"] == method]
+        x, y = [sum(p[i] for p in points) / len(points) for i in (0, 1)]
+        slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, b in points)
+        assert abs(power - slope) < 1e-6, (method, power, slope)
+    drawn = [element.text for element in tree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"1K", "2K", "3000", "keys"} <= set(drawn) and [text.split(",")[0] for text in drawn[-3:]] == ["exact", "topk", "knn"], drawn
+audited = json.loads(run("prefill", "-n", "1400", "--rounds", "1", "--contenders", "knn", "--audit", "0.05", "--error", "0.2", "--json"))["results"][0]
+assert 0 < audited["error"] <= 0.2 and audited["k"] in ladder, audited
+alone = json.loads(run("prefill", "-n", "1400", "--rounds", "1", "--contenders", "knn", "--json"))
+assert alone["results"][0]["error"] is None and alone["growth"]["knn"] is None, alone
+refused = subprocess.run([KNA, "bench", "decode", "-n", "300", "--contenders", "knn", "--error", "0.1"], capture_output=True, text=True)
+assert refused.returncode == 2 and "--error" in refused.stderr and refused.stdout == "", refused
+
 table = run("decode", "-n", "200", "--layers", "2", "--rounds", "1", "--contenders", "exact,knn").splitlines()
 assert len(table) == 7 and table[0].startswith("bench decode: 9 heads on 3, dim 64, f16, 1 query, 2 layers"), table
-assert table[4].split()[:3] == ["n", "method", "ms"] and [line.split()[1] for line in table[5:]] == ["exact", "knn"], table
+assert table[4].split()[:4] == ["n", "method", "k", "ms"] and [line.split()[1] for line in table[5:]] == ["exact", "knn"], table
 END
