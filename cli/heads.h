@@ -121,7 +121,7 @@ typedef struct heads_study {
     uint64_t seed;
     heads_result *results;                                     /* (layers) */
     heads_time times[HEADS_WAYS][HEADS_TIMES][CLI_LIST_MAX]; /* exact: the first */
-    heads_time text[HEADS_TIMES];                            /* the whole text at once; exact and knn with k = 384 */
+    heads_time text[HEADS_TIMES];                            /* the whole text at once; knn with HEADS_USUAL_K */
     double build_s;                                          /* of knn's: forming clusters */
     size_t index_bytes;
 } heads_study;

@@ -14,7 +14,6 @@
 const char *const heads_names[HEADS_METHODS] = { "topk", "drop", "oracle", "knn own", "knn decode", "knn prefill" };
 const double heads_eps[HEADS_EPS] = { 0.2, 0.1, 0.05, 0.02 };
 
-
 /* Work on one layer. */
 typedef struct run {
     heads_study *study;

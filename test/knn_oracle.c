@@ -396,7 +396,7 @@ static double mix(choice *x, int64_t r, const bool *taken, double *out, double *
     for (int64_t s = 0; s < x->clusters.count; s++) {
         int64_t n = taken[s] ? kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids) : 0;
         for (int64_t i = 0; i < n; i++) read[ids[i]] = true;
-        for (int64_t i = 0; i < n; i++) cluster[ids[i]] = x->clusters.at[s];
+        for (int64_t i = 0; i < n; i++) cluster[ids[i]] = must_look(x, &x->clusters, s) ? -1 : x->clusters.at[s];
     }
     *tail = mix_means(x, &x->clusters, r, taken, out) + (x->deep ? mix_means(x, &x->groups, r, x->groups.chosen, out) : 0);
     for (int64_t j = 0; j < o->n; j++) {
@@ -405,7 +405,7 @@ static double mix(choice *x, int64_t r, const bool *taken, double *out, double *
         if (!read[j] || x->logits[j] == HIDDEN) continue;
         double weight = exp(x->logits[j] - x->top[r]);
         sum += weight;
-        if (!x->clustered[j] || is_heavy(x, x->weight[j], least_value)) {
+        if (!x->clustered[j] || cluster[j] < 0 || is_heavy(x, x->weight[j], least_value)) {
             add_value(out, v + j * o->dv, weight, o->dv);
         } else {
             add_mean_value(x, out, x->clusters.level, cluster[j], weight);

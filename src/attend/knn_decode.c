@@ -342,6 +342,21 @@ static void weigh_heavy(const decode_set *set, int64_t r, knn_heavy *heavy, cons
     kna__knn_heavy_row(heavy, w, count, set->log_total[r] + log(least) - (double)max);
 }
 
+/* Keys, cluster after cluster of chosen ones: those of clusters whose means may not be used are all heavy. */
+static void spare_members(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, knn_heavy *heavy)
+{
+    const kna__clusters *c = &job->call->index->clusters;
+    float *over = heavy->over;
+    for (int64_t i = 0; i < clusters; i++) {
+        int64_t at = kna__cluster_slot(c, set->kv_head, kna__knn_slot(&set->clusters.list, chosen[i]));
+        int64_t members = c->level[KNA_CLUSTERS].count[at];
+        for (int64_t x = 0; x < members && c->always[at]; x++) {
+            over[x] = 1;
+        }
+        over += members;
+    }
+}
+
 /* What is left of the weights of keys, cluster after cluster of chosen ones: their clusters' mean values stand for theirs. */
 static void mix_light(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, const float *w,
                       int64_t count, float *values)
@@ -378,6 +393,7 @@ static int64_t mix_list(const decode_job *job, const decode_set *set, const int3
     for (int64_t r = 0; r < job->g; r++) {
         weigh_heavy(set, r, heavy, room->scores + r * count, count, states[r].max, least);
     }
+    spare_members(job, set, chosen, clusters, heavy);
     kna__knn_heavy_take(heavy, p->kernels, room->scores, count, job->g, count);
     for (int64_t i = 0; i < heavy->count; i++) {
         heavy->ids[i] = room->ids[heavy->ids[i]];
