@@ -135,19 +135,19 @@ extern const cli_option cli_machine_options[];
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
 int cli_context(kna_context **context, const cli_machine *machine);
 
-/* --method, --k-near, --near-sinks, --near-window, --eps, --audit, --seed */
+/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --audit, --seed */
 typedef struct cli_method {
     int method; /* a kna_method */
     int64_t k_near;
     int64_t near_sinks;  /* here 0 means none, unlike in kna.h */
     int64_t near_window; /* here 0 means none, unlike in kna.h */
-    double eps;
+    double eps, delta;
     double audit;
     uint64_t seed;
 } cli_method;
-#define CLI_METHOD                         \
-    {                                      \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0 \
+#define CLI_METHOD                              \
+    {                                           \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0 \
     }
 extern const cli_option cli_method_options[];
 

@@ -57,6 +57,8 @@ static const cli_option near_options[] = {
     { "near-sinks", ROWS_AT(near_sinks, 0), "knn: first keys always read in full (default 4)" },
     { "near-window", ROWS_AT(near_window, 0), "knn: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E", "knn: raise K until the estimated error is at most E" },
+    { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
+      "knn: choose K so that at most a share D of rows is off by more than E" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "of rows that errors are taken from where exact is no contender (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "of the operands (default 0)" },

@@ -24,6 +24,8 @@ const cli_option cli_method_options[] = {
       "knn: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E (default 0: K as given)" },
+    { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
+      "knn: choose K so that at most a share D of rows is off by more than E, as drawn rows say (default 0: no)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "share of rows also computed exactly, for the report (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: which rows are audited (default 0)" },
@@ -54,6 +56,7 @@ void cli_method_fill(kna_attend_options *to, const cli_method *from)
     to->near_sinks = none_if_zero(from->near_sinks);
     to->near_window = none_if_zero(from->near_window);
     to->eps = (float)from->eps;
+    to->delta = (float)from->delta;
     to->audit = (float)from->audit;
     to->seed = from->seed;
 }

@@ -41,7 +41,7 @@ kna_rows heads_rows(const kna_rows *rows, int64_t first, int64_t count)
 
 kna_attend_options heads_options(const heads_study *s, const heads_layer *layer, int method, int64_t k)
 {
-    const cli_method wanted = { method, k, s->sinks, s->window, 0, 0, s->seed };
+    const cli_method wanted = { .method = method, .k_near = k, .near_sinks = s->sinks, .near_window = s->window, .seed = s->seed };
     kna_attend_options options = KNA_ATTEND_OPTIONS;
     cli_method_fill(&options, &wanted);
     options.scale = layer->scale;

@@ -86,7 +86,11 @@ void cli_json_report(cJSON *object, const kna_report *report)
     cli_json_text(object, "certificate", certificate(report));
     cli_json_int(object, "audited", report->audited);
     cli_json_real(object, "audit_mean", known(report->audit_mean));
+    cli_json_real(object, "audit_mean_off", known(report->audit_mean_off));
     cli_json_real(object, "audit_p95", known(report->audit_p95));
+    cli_json_real(object, "audit_p95_low", known(report->audit_p95_low));
+    cli_json_real(object, "audit_p95_high", known(report->audit_p95_high));
+    cli_json_real(object, "audit_over", known(report->audit_over));
     cli_json_int(object, "stale_rows", report->stale_rows);
     cli_json_int(object, "index_bytes", (int64_t)report->index_bytes);
     cli_json_int(object, "scratch_bytes", (int64_t)report->scratch_bytes);

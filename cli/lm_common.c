@@ -35,6 +35,8 @@ const cli_option lm_choice_options[] = {
       "topk, knn: every key is read while fewer are seen (default 1024)" },
     { "eps", 0, CLI_REAL, CHOICE(eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E (default 0: K as given)" },
+    { "delta", 0, CLI_REAL, CHOICE(delta), 0, 1, NULL, "D",
+      "knn: choose K so that at most a share D of rows is off by more than E, as drawn rows say (default 0: no)" },
     { "audit", 0, CLI_REAL, CHOICE(audit), 0, 1, NULL, "SHARE", "share of rows also computed exactly, for the report (default 0)" },
     END,
 };
@@ -50,6 +52,7 @@ lm_attention lm_attention_of(int method, int flash, const lm_choice *settings)
     attention.near_window = settings->near_window;
     attention.exact_below = settings->exact_below;
     attention.eps = settings->eps;
+    attention.delta = settings->delta;
     attention.audit = settings->audit;
     return attention;
 }

@@ -176,6 +176,7 @@ static int options_of(kna_attend_options *options, struct knnattn_engine *engine
     options->near_sinks = or_none(settings->sinks);
     options->near_window = or_none(settings->window);
     options->eps = settings->eps;
+    options->delta = settings->delta;
     options->audit = settings->audit;
     options->unchecked = 1; /* cells never written may hold anything, behind the mask */
     return KNA_OK;

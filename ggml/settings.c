@@ -128,9 +128,20 @@ static bool parse_k(struct knnattn_settings *settings, const char *value)
     return parse_whole(value, 1, KNA_MAX_ROWS, &settings->k);
 }
 
+/* An error of 1, or all rows above it: that asks for nothing. */
+static bool parse_part(const char *value, float *part)
+{
+    return parse_share(value, part) && *part < 1.0f;
+}
+
 static bool parse_eps(struct knnattn_settings *settings, const char *value)
 {
-    return parse_share(value, &settings->eps);
+    return parse_part(value, &settings->eps);
+}
+
+static bool parse_delta(struct knnattn_settings *settings, const char *value)
+{
+    return parse_part(value, &settings->delta);
 }
 
 static bool parse_sinks(struct knnattn_settings *settings, const char *value)
@@ -229,6 +240,11 @@ static void permit_share(char *text, size_t bytes)
     snprintf(text, bytes, "a number from 0 to 1");
 }
 
+static void permit_part(char *text, size_t bytes)
+{
+    snprintf(text, bytes, "a number from 0 to below 1");
+}
+
 static void permit_flag(char *text, size_t bytes)
 {
     snprintf(text, bytes, "0 or 1");
@@ -242,7 +258,8 @@ static void permit_report(char *text, size_t bytes)
 static const struct setting settings_table[] = {
     { "method", parse_method, permit_method, IN_BOTH },
     { "k", parse_k, permit_k, IN_BOTH },
-    { "eps", parse_eps, permit_share, IN_BOTH },
+    { "eps", parse_eps, permit_part, IN_BOTH },
+    { "delta", parse_delta, permit_part, IN_BOTH },
     { "sinks", parse_sinks, permit_rows, IN_BOTH },
     { "window", parse_window, permit_rows, IN_BOTH },
     { "exact_below", parse_exact_below, permit_rows, IN_BOTH },
@@ -304,6 +321,15 @@ static bool apply(struct knnattn_settings *settings, const char *name, const cha
     return refuse_name(name, place, message);
 }
 
+static bool fits_together(const struct knnattn_settings *settings, char message[KNNATTN_MESSAGE_BYTES])
+{
+    if (settings->delta > 0.0f && !(settings->eps > 0.0f)) {
+        snprintf(message, KNNATTN_MESSAGE_BYTES, "delta=%g: the share of rows above eps, and eps is 0", (double)settings->delta);
+        return false;
+    }
+    return true;
+}
+
 bool knnattn_settings_from_environment(struct knnattn_settings *settings, char message[KNNATTN_MESSAGE_BYTES])
 {
     *settings = (struct knnattn_settings){ .method = KNNATTN_KNN, .k = 384, .sinks = 4, .window = 64, .exact_below = 1024 };
@@ -318,7 +344,7 @@ bool knnattn_settings_from_environment(struct knnattn_settings *settings, char m
             return false;
         }
     }
-    return true;
+    return fits_together(settings, message);
 }
 
 /* Copies the text up to the next `stop` and returns what follows it, NULL at the end or when it does not fit. */
@@ -352,6 +378,9 @@ bool knnattn_settings_from_text(struct knnattn_settings *settings, const char *t
         if (!apply(&changed, name, value, IN_TEXT, message)) {
             return false;
         }
+    }
+    if (!fits_together(&changed, message)) {
+        return false;
     }
     *settings = changed;
     return true;

@@ -272,6 +272,7 @@ static void add_settings(cJSON *object, const struct knnattn_settings *settings)
     cJSON_AddStringToObject(object, "method", knnattn_method_text(settings->method));
     add_number(object, "k", (double)settings->k);
     add_number(object, "eps", (double)settings->eps);
+    add_number(object, "delta", (double)settings->delta);
     add_number(object, "sinks", (double)settings->sinks);
     add_number(object, "window", (double)settings->window);
     add_number(object, "exact_below", (double)settings->exact_below);

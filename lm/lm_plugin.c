@@ -140,7 +140,7 @@ static void append_count(line *to, const char *name, int64_t value)
     }
 }
 
-/* Numbers are bounded in length, so the line cannot overflow: 8 settings of at most 30 characters. */
+/* Numbers are bounded in length, so the line cannot overflow: 9 settings of at most 30 characters. */
 static void write_settings(line *to, const lm_attention *attention, int slot)
 {
     append(to, "method=%s,slot=%d", lm_method_names[attention->method], slot);
@@ -150,6 +150,9 @@ static void write_settings(line *to, const lm_attention *attention, int slot)
     append_count(to, "exact_below", attention->exact_below);
     if (attention->eps >= 0.0) {
         append(to, ",eps=%.9g", attention->eps);
+    }
+    if (attention->delta >= 0.0) {
+        append(to, ",delta=%.9g", attention->delta);
     }
     if (attention->audit >= 0.0) {
         append(to, ",audit=%.9g", attention->audit);

@@ -513,6 +513,168 @@ static void audit_of_some(void)
 
 /* ---- the report */
 
+/* ---- eps and delta */
+
+/* Of rows first .. end - 1: those drawn of a KV head, and of them how many are off by more than eps. */
+typedef struct drawing {
+    int64_t drawn, off;
+    bool near_thing;
+} drawing;
+
+static drawing drawing_of(const random_case *c, const double *errors, uint64_t draw, int64_t first, int64_t end, int64_t kv_head)
+{
+    int64_t g = c->shape.h / c->shape.h_kv;
+    double share = c->shape.m * g <= 16 ? 1.0 / 64 : 1.0 / 96, eps = (double)c->options.eps;
+    drawing d = { 0 };
+    for (int64_t row = first; row < end; row++) {
+        int64_t head = row % c->shape.h, query = row / c->shape.h;
+        if (head / g != kv_head || kna__uniform(c->options.seed, ((uint64_t)1 << 32) + draw, (uint64_t)row) >= share) continue;
+        d.drawn++;
+        d.off += errors[head * c->shape.m + query] > eps;
+        d.near_thing |= fabs(errors[head * c->shape.m + query] / eps - 1) < 1e-3;
+    }
+    return d;
+}
+
+static random_case levels_case(int64_t m)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 4, 2, m, m + 1500, 24, 16 });
+    c.options.method = KNA_KNN;
+    c.options.causal = 1;
+    c.options.k_near = 16;
+    c.options.eps = 0.02f + 0.4f * (float)test_uniform();
+    c.options.delta = 0.01f + 0.3f * (float)test_uniform();
+    c.options.seed = (uint64_t)test_below(1000);
+    EXPECT_INT(kna_index_new(context_best(), &c.options.index, KNA_KNN, 2, 24, 16), KNA_OK);
+    EXPECT_INT(kna_index_update(context_best(), c.options.index, &c.k, &c.v, 0, c.shape.n), KNA_OK);
+    return c;
+}
+
+static double *errors_now(const random_case *c)
+{
+    oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
+    double *errors = true_errors(c, o);
+    oracle_free(o);
+    return errors;
+}
+
+/* Few queries, call after call on one index: every row drawn moves its KV head's level as it should, and the report says what was drawn. */
+static void levels_of_tokens(void)
+{
+    for (int i = 0; i < rounds(4); i++) {
+        random_case c = levels_case(1 + (int64_t)test_below(4));
+        float level[2] = { 4, 4 };
+        bool near_thing = false, again = false;
+        for (uint64_t call = 1; call <= 60; call++) {
+            kna_report r = { .size = sizeof r };
+            if (case_attend(&c, context_best(), &r) != KNA_OK) break;
+            double *errors = errors_now(&c);
+            int64_t drawn = 0, off = 0;
+            for (int64_t head = 0; head < 2; head++) {
+                drawing d = drawing_of(&c, errors, call, 0, c.shape.m * c.shape.h, head);
+                near_thing |= d.near_thing;
+                again |= d.off > 1 || d.drawn > 1; /* it may have been computed twice */
+                level[head] = fmaxf(level[head] + (float)d.off - c.options.delta * (float)d.drawn, 4);
+                drawn += d.drawn;
+                off += d.off;
+                EXPECT_THAT(near_thing || again || fabsf(c.options.index->level[head] - level[head]) < 1e-3f,
+                            "level %g, expected %g: %s", (double)c.options.index->level[head], (double)level[head], case_text(&c));
+            }
+            EXPECT_INT(r.audited, drawn);
+            EXPECT(drawn || (r.audit_over < 0 && r.audit_mean < 0));
+            if (drawn && !near_thing) EXPECT_NEAR(r.audit_over, (double)off / (double)drawn, 1e-9);
+            free(errors);
+        }
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
+/* Many queries: no block is left of whose drawn rows more than 2 delta and one are off, and of all rows hardly more are than of these. */
+static void levels_of_blocks(void)
+{
+    for (int i = 0; i < rounds(5); i++) {
+        random_case c = levels_case(600 + (int64_t)test_below(300));
+        double delta = (double)c.options.delta;
+        kna_report r = { .size = sizeof r };
+        if (case_attend(&c, context_best(), &r) == KNA_OK) {
+            double *errors = errors_now(&c);
+            int64_t rows = c.shape.m * c.shape.h, drawn = 0, off = 0;
+            for (int64_t first = 0; first < rows; first += 512 * c.shape.h) {
+                int64_t end = first + 512 * c.shape.h < rows ? first + 512 * c.shape.h : rows;
+                for (int64_t head = 0; head < 2; head++) {
+                    drawing d = drawing_of(&c, errors, 1, first, end, head);
+                    EXPECT_THAT(d.near_thing || (double)d.off <= 2 * delta * (double)d.drawn + 1, "%lld of %lld drawn are off: %s",
+                                (long long)d.off, (long long)d.drawn, case_text(&c));
+                    drawn += d.drawn;
+                }
+            }
+            for (int64_t row = 0; row < rows; row++) off += errors[row] > (double)c.options.eps;
+            EXPECT_INT(r.audited, drawn);
+            EXPECT_THAT((double)off / (double)rows <= 2 * delta + 0.25, "%lld of %lld rows are off, delta = %g: %s", (long long)off,
+                        (long long)rows, delta, case_text(&c));
+            free(errors);
+        }
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
+/* An error nobody can be below makes every key be read, sooner or later; one that everybody is below, hardly any. */
+static void levels_far(void)
+{
+    for (int i = 0; i < 2; i++) {
+        random_case c = { .guarded = false };
+        case_begin(&c, (shape){ 6, 2, 2048, 4096, 16, 16 });
+        c.options.method = KNA_KNN;
+        c.options.causal = 1;
+        c.options.k_near = 64;
+        c.options.eps = i ? 1e-7f : 0.999f;
+        c.options.delta = i ? 0.01f : 0.5f;
+        kna_report first = { .size = sizeof first }, last = { .size = sizeof last };
+        c.options.index = knn_index_of(&c, context_best());
+        case_attend(&c, context_best(), &first);
+        for (int call = 0; call < 6; call++) case_attend(&c, context_best(), &last);
+        if (i) {
+            EXPECT(last.keys_full == last.keys_seen && last.audit_mean < 1e-5);
+        } else {
+            EXPECT(last.keys_full < 0.9 * first.keys_full && last.audit_over < 0.5);
+        }
+        EXPECT(last.error_est < 0); /* nothing was asked of estimates */
+        kna_index_free(c.options.index);
+        case_end(&c);
+    }
+}
+
+/* Limits of confidence: of many audits of a twentieth of the rows, nine in ten and more hold what all rows are. */
+static void audit_confidence(void)
+{
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 4, 2, 1500, 1600, 8, 8 });
+    c.options.method = KNA_KNN;
+    c.options.causal = 1;
+    c.options.k_near = 4;
+    c.options.near_sinks = c.options.near_window = -1;
+    kna_report all = { .size = sizeof all }, some = { .size = sizeof some };
+    c.options.audit = 1;
+    case_attend(&c, context_best(), &all);
+    int means = 0, p95s = 0, times = 60;
+    for (int i = 0; i < times; i++) {
+        c.options.audit = 0.05f;
+        c.options.seed = (uint64_t)i;
+        case_attend(&c, context_best(), &some);
+        means += fabs(some.audit_mean - all.audit_mean) <= some.audit_mean_off;
+        p95s += some.audit_p95_low <= all.audit_p95 && all.audit_p95 <= some.audit_p95_high;
+        EXPECT(some.audit_p95_low <= some.audit_p95 && some.audit_p95 <= some.audit_p95_high && some.audit_over < 0);
+    }
+    EXPECT_THAT(means >= times * 8 / 10 && p95s >= times * 8 / 10, "of %d, %d means and %d percentiles", times, means, p95s);
+    c.options.audit = 0.002f; /* about 12 rows: none can be said to be above the 95th percentile */
+    case_attend(&c, context_best(), &some);
+    EXPECT(some.audited > 1 && some.audit_p95_high < 0 && some.audit_p95 >= some.audit_p95_low);
+    case_end(&c);
+}
+
 /* What a decoded row reads: its share of exact attention's bytes, index included; and how large the index is. */
 static void bytes(void)
 {
@@ -603,6 +765,10 @@ int main(int argc, char **argv)
     TEST(eps_is_monotone);
     TEST(audit_of_all);
     TEST(audit_of_some);
+    TEST(levels_of_tokens);
+    TEST(levels_of_blocks);
+    TEST(levels_far);
+    TEST(audit_confidence);
     TEST(bytes);
     TEST(no_queries);
     TEST(largest_k);

@@ -252,6 +252,10 @@ static void option_ranges(void)
     EXPECT_REFUSED(KNA_EINVAL, "k_near: -1");
     static const float bad_eps[] = { -0.1f, 1, 2, NAN, INFINITY };
     for (int i = 0; i < 5; i++) {
+        c.options.eps = 0.1f;
+        c.options.delta = bad_eps[i];
+        EXPECT_REFUSED(KNA_EINVAL, "delta");
+        c.options.delta = 0;
         c.options.eps = bad_eps[i];
         EXPECT_REFUSED(KNA_EINVAL, "eps");
     }

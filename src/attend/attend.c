@@ -36,9 +36,13 @@ static int attend_exact(const kna__problem *p, kna_report *report)
 {
     report->rows_exact = p->m * p->h;
     report->keys_touched = 1;
-    report->error_est = report->error_est_max = p->options.method == KNA_KNN && p->options.eps > 0 ? 0 : -1;
+    report->error_est = report->error_est_max = p->options.method == KNA_KNN && p->options.eps > 0 && p->options.delta == 0 ? 0 : -1;
+    kna__report_no_audit(report);
     report->audited = count_audited(p);
-    report->audit_mean = report->audit_p95 = report->audited ? 0 : -1;
+    if (report->audited) {
+        report->audit_mean = report->audit_mean_off = report->audit_p95 = report->audit_p95_low = report->audit_p95_high = 0;
+        report->audit_over = p->options.eps > 0 ? 0 : -1;
+    }
     if (report->size) {
         report->keys_seen = report->keys_full = count_seen(p);
     }

@@ -54,23 +54,33 @@ typedef struct audit_job {
     const kna__problem *problem;
     const kna_index *index;
     kna__row_stats *stats;
+    int64_t query;
+    kna__draw draw;
 } audit_job;
+
+static bool is_drawn(const kna__problem *p, kna__draw draw, int64_t row)
+{
+    return draw.share > 0 && kna__uniform(p->options.seed, draw.stream, (uint64_t)row) < draw.share;
+}
 
 static void audit_row(void *argument, int64_t task, int worker)
 {
     const audit_job *job = argument;
     const kna__problem *p = job->problem;
-    int64_t head = task % p->h, query = task / p->h;
+    int64_t head = task % p->h, query = job->query + task / p->h, row = query * p->h + head;
+    kna__row_stats *stats = &job->stats[row];
     (void)worker;
-    if (job->stats[task].audit_error < 0 && kna__is_audited(p, head, query)) {
-        job->stats[task].audit_error = error_of(p, job->index, head, query);
+    stats->drawn = is_drawn(p, job->draw, row);
+    if (stats->audit_error < 0 && (stats->drawn || kna__is_audited(p, head, query))) {
+        stats->audit_error = error_of(p, job->index, head, query);
     }
 }
 
-void kna__audit_rows(const kna__problem *p, const kna_index *index, kna__row_stats *stats)
+void kna__audit_rows(const kna__problem *p, const kna_index *index, kna__row_stats *stats, int64_t query, int64_t queries,
+                     kna__draw draw)
 {
-    audit_job job = { p, index, stats };
-    if (p->options.audit > 0) {
-        kna__parallel_for(p->context->threads, p->m * p->h, audit_row, &job);
+    audit_job job = { p, index, stats, query, draw };
+    if (p->options.audit > 0 || draw.share > 0) {
+        kna__parallel_for(p->context->threads, queries * p->h, audit_row, &job);
     }
 }

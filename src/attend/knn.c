@@ -1,6 +1,6 @@
 /*
  * knn.c - the call: queries in blocks, as they would arrive; before each block, the index forms clusters of what its first query
- * sees, and after it learns from its queries. So no key or value a row uses, and no cluster, comes from later tokens.
+ * sees, and after it learns from its queries and from rows it audits. So no key or value a row uses, and no cluster, comes from later tokens.
  */
 #include "knn.h"
 
@@ -71,10 +71,16 @@ static void learn_first(const kna__problem *p, kna_index *index)
 static int attend_block(knn_call *call, kna_index *index, double *build_s)
 {
     const kna__problem *p = call->problem;
+    bool again = true;
     double start = kna__seconds();
     KNA_TRY(form_ready(p, index, call->query));
     *build_s += kna__seconds() - start;
-    KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
+    while (again) {
+        kna__knn_set_levels(call);
+        KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
+        kna__audit_rows(p, index, call->stats, call->query, call->queries, kna__knn_draw(p, index));
+        again = kna__knn_has_levels(p) && kna__knn_judge(call, index);
+    }
     learn(p, index, call->query, call->queries);
     return KNA_OK;
 }
@@ -86,7 +92,6 @@ static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_re
         call->queries = p->m - call->query < BLOCK ? p->m - call->query : BLOCK;
         KNA_TRY(attend_block(call, index, &report->build_s));
     }
-    kna__audit_rows(p, index, call->stats);
     kna__report_rows(p, call->stats, audits, report);
     return KNA_OK;
 }
@@ -95,16 +100,20 @@ int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
 {
     knn_call call = { .problem = p, .index = index, .gaps = kna__index_gaps(index, p->n) };
     size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
-    size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float));
+    size_t levels = kna__knn_has_levels(p) ? (size_t)p->h_kv : 0;
+    size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float)) + levels * sizeof(int64_t);
     KNA_TRY(kna__metric_reserve(p->context, index));
     KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
     learn_first(p, index);
-    call.stats = kna__allocate(&p->context->heap, bytes);
-    if (!call.stats) {
+    char *room = kna__allocate(&p->context->heap, bytes);
+    if (!room) {
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of statistics", bytes);
     }
+    call.k = levels ? (int64_t *)(void *)room : NULL;
+    call.stats = (kna__row_stats *)(void *)(room + levels * sizeof(int64_t));
+    index->draws += levels > 0;
     int status = attend_blocks(&call, index, (float *)(void *)(call.stats + rows), report);
-    kna__release(&p->context->heap, call.stats, bytes);
+    kna__release(&p->context->heap, room, bytes);
     report->index_bytes = kna_index_bytes(index);
     return status;
 }

@@ -44,7 +44,22 @@ typedef struct knn_call {
     int64_t query, queries; /* the block of queries being worked on */
     int64_t gaps;           /* runs of rows that are not present in the index: they take no part */
     kna__row_stats *stats;  /* (m, h) */
+    int64_t *k;             /* (h_kv), where they differ; NULL: option k_near for all */
+    int64_t k_most;         /* the largest */
 } knn_call;
+
+/* The estimated error at which clusters are no longer added; 0: nothing is asked of estimates. */
+static inline float kna__knn_limit(const knn_call *call)
+{
+    return call->problem->options.delta > 0 ? 0 : call->problem->options.eps;
+}
+
+/* knn_level.c - a k for each KV head, by a request of eps and delta. */
+bool kna__knn_has_levels(const kna__problem *problem);
+kna__draw kna__knn_draw(const kna__problem *problem, const kna_index *index); /* rows by which levels are judged */
+void kna__knn_set_levels(knn_call *call);                                     /* into call->k and call->k_most */
+/* The block's rows have been audited: moves the levels, or raises some and says that the block is to be computed again. */
+bool kna__knn_judge(const knn_call *call, kna_index *index);
 
 /* knn_plan.c - room for a plan, cut off a block; the plan of queries query .. query + queries - 1. */
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
@@ -138,13 +153,13 @@ void kna__knn_heavy_row(knn_heavy *heavy, const float *w, int64_t count, double 
 void kna__knn_heavy_take(knn_heavy *heavy, const kna__kernels *kernels, float *w, int64_t ldw, int64_t rows, int64_t count);
 
 /* knn_budget.c - how many. */
-int64_t kna__knn_shared(const knn_call *call, int64_t rows); /* clusters that so many rows read together */
-int64_t kna__knn_own(const knn_call *call);                  /* clusters that a row of a tile reads beside those */
-int64_t kna__knn_budget(const knn_call *call, int64_t rows); /* all that one of `rows` rows reads, errors not looked at */
-int64_t kna__knn_least(const knn_call *call, int64_t rows);  /* fewer clusters than these are not worth it */
-int64_t kna__knn_open(const knn_call *call, int64_t rows);   /* groups that so many rows look into */
+int64_t kna__knn_k(const knn_call *call, int64_t kv_head);              /* k of a KV head */
+int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows); /* clusters that so many rows read together */
+int64_t kna__knn_own(int64_t k);                                        /* clusters that a row of a tile reads beside those */
+int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near */
+int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows); /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */
-bool kna__knn_is_deep(const knn_call *call, const knn_plan *plan, int64_t rows);
+bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int64_t rows);
 /* Keys that so many clusters hold at most. */
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
 

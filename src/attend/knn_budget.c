@@ -10,20 +10,30 @@
 enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4 };
 enum { OPEN_GROUPS = 2 /* per cluster read */, OPEN_LEAST = 32 };
 
-int64_t kna__knn_shared(const knn_call *call, int64_t rows)
+int64_t kna__knn_k(const knn_call *call, int64_t kv_head)
 {
-    int64_t shared = rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE;
-    return (call->problem->options.k_near * shared + KNA_MEMBERS - 1) / KNA_MEMBERS;
+    return call->k ? call->k[kv_head] : call->problem->options.k_near;
 }
 
-int64_t kna__knn_own(const knn_call *call)
+static int64_t clusters_of(int64_t keys)
 {
-    return (call->problem->options.k_near + KNA_MEMBERS - 1) / KNA_MEMBERS;
+    return (keys + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
-int64_t kna__knn_budget(const knn_call *call, int64_t rows)
+int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows)
 {
-    return kna__knn_shared(call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(call));
+    return clusters_of(k * (rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE));
+}
+
+int64_t kna__knn_own(int64_t k)
+{
+    return clusters_of(k);
+}
+
+/* All that one of `rows` rows reads. */
+static int64_t budget(int64_t k, const knn_call *call, int64_t rows)
+{
+    return kna__knn_shared(k, call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(k));
 }
 
 /*
@@ -32,19 +42,19 @@ int64_t kna__knn_budget(const knn_call *call, int64_t rows)
  */
 int64_t kna__knn_least(const knn_call *call, int64_t rows)
 {
-    return (rows <= call->problem->g ? 2 : 3) * kna__knn_budget(call, rows);
+    return (rows <= call->problem->g ? 2 : 3) * budget(call->problem->options.k_near, call, rows);
 }
 
-int64_t kna__knn_open(const knn_call *call, int64_t rows)
+int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows)
 {
-    int64_t open = OPEN_GROUPS * kna__knn_budget(call, rows);
+    int64_t open = OPEN_GROUPS * budget(k, call, rows);
     return open > OPEN_LEAST ? open : OPEN_LEAST;
 }
 
 /* Groups are a detour unless most of them stay closed. */
-bool kna__knn_is_deep(const knn_call *call, const knn_plan *plan, int64_t rows)
+bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int64_t rows)
 {
-    return plan->groups.size >= 2 * kna__knn_open(call, rows);
+    return plan->groups.size >= 2 * kna__knn_open(k, call, rows);
 }
 
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)

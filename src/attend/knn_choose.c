@@ -14,12 +14,11 @@
 
 void kna__knn_choice_cut(knn_choice *choice, const knn_call *call, int64_t size, kna__cutter *cutter)
 {
-    const kna_attend_options *o = &call->problem->options;
     size_t n = (size_t)size;
     choice->chosen = kna__cut(cutter, n, sizeof(int32_t));
     choice->share = kna__cut(cutter, n, sizeof(float));
     choice->stray = kna__cut(cutter, n, sizeof(float));
-    choice->loss = o->eps > 0 || o->audit > 0 ? kna__cut(cutter, n, sizeof(float)) : NULL;
+    choice->loss = kna__knn_limit(call) > 0 || call->problem->options.audit > 0 ? kna__cut(cutter, n, sizeof(float)) : NULL;
     choice->score = kna__cut(cutter, n, sizeof(float));
     choice->scratch_ids = kna__cut(cutter, n, sizeof(int32_t));
     choice->scratch = kna__cut(cutter, n / KNA_BLOCK + 1 + n, sizeof(float));
@@ -98,10 +97,9 @@ static float error_left(const knn_list *list, const knn_choice *choice, const fl
 static float take_enough(const knn_call *call, const knn_list *list, knn_choice *choice, const float *weight, double total,
                          int64_t want, float error)
 {
-    const kna_attend_options *o = &call->problem->options;
     take(call, list, choice, want);
     float left = choice->loss ? error_left(list, choice, weight, total) : -1;
-    while (o->eps > 0 && left > error && choice->count < list->size) {
+    while (kna__knn_limit(call) > 0 && left > error && choice->count < list->size) {
         want = want ? 2 * want : 1;
         take(call, list, choice, want);
         left = error_left(list, choice, weight, total);

@@ -290,7 +290,8 @@ static void open_groups(void *argument, int64_t task, int worker)
     if (!set->is_deep) {
         return;
     }
-    choose_means(job, set, &set->groups, kna__knn_open(job->call, job->g), job->call->problem->options.eps / 2);
+    int64_t open = kna__knn_open(kna__knn_k(job->call, set->kv_head), job->call, job->g);
+    choose_means(job, set, &set->groups, open, kna__knn_limit(job->call) / 2);
     kna__knn_list_clear(&set->clusters.list);
     for (int64_t i = 0; i < set->choice.count; i++) {
         int64_t group = kna__knn_slot(&set->groups.list, set->choice.chosen[i]);
@@ -302,9 +303,9 @@ static void choose_clusters(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
     decode_set *set = &job->set[task];
-    float eps = job->call->problem->options.eps;
+    int64_t want = kna__knn_shared(kna__knn_k(job->call, set->kv_head), job->call, job->g);
     (void)worker;
-    choose_means(job, set, &set->clusters, kna__knn_shared(job->call, job->g), eps - (set->is_deep ? set->error : 0));
+    choose_means(job, set, &set->clusters, want, kna__knn_limit(job->call) - (set->is_deep ? set->error : 0));
 }
 
 static int64_t set_tasks(void *argument)
@@ -669,7 +670,7 @@ static void begin_set(decode_job *job, int64_t i)
     set->kv_head = i % p->h_kv;
     set->query = job->call->query + i / p->h_kv;
     plan_set(job, i);
-    set->is_deep = kna__knn_is_deep(job->call, &set->plan, p->g);
+    set->is_deep = kna__knn_is_deep(kna__knn_k(job->call, set->kv_head), job->call, &set->plan, p->g);
     job->is_deep |= set->is_deep;
     kna__knn_list_clear(&set->groups.list);
     if (set->is_deep) {

@@ -17,12 +17,12 @@
 /* An error asked for is estimated without what is left out here, so then all is read. */
 double kna__knn_least_value(const knn_call *call)
 {
-    return call->problem->options.eps > 0 ? 0 : LEAST_VALUE;
+    return kna__knn_limit(call) > 0 ? 0 : LEAST_VALUE;
 }
 
 double kna__knn_least_mean(const knn_call *call)
 {
-    return call->problem->options.eps > 0 ? 0 : LEAST_MEAN;
+    return kna__knn_limit(call) > 0 ? 0 : LEAST_MEAN;
 }
 
 void kna__knn_heavy_cut(knn_heavy *heavy, int64_t rows, int64_t most, kna__cutter *cutter)

@@ -63,7 +63,7 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     kna__cutter cutter = { base, 0 };
     prefill_room room;
     int64_t all = job->tile + PROBES * p->g, groups = job->pieces * KNA_PIECE_GROUPS, clusters = job->pieces * KNA_SLOTS;
-    int64_t own = kna__knn_most_keys(job->call, p->options.eps > 0 ? clusters : kna__knn_own(job->call));
+    int64_t own = kna__knn_most_keys(job->call, kna__knn_limit(job->call) > 0 ? clusters : kna__knn_own(job->call->k_most));
     size_t rows = (size_t)all;
     kna__tile_cut(&room.tile, p, all, &cutter);
     kna__knn_plan_cut(&room.plan, job->call, &cutter);
@@ -239,9 +239,9 @@ static void mix_means(const knn_call *call, prefill_room *room, const prefill_me
 /* Half of the error asked for is for groups left closed. */
 static void open_groups(const knn_call *call, prefill_room *room, int64_t rows)
 {
-    int64_t open = kna__knn_open(call, rows);
+    int64_t open = kna__knn_open(kna__knn_k(call, room->tile.kv_head), call, rows);
     kna__knn_list_clear(&room->clusters.list);
-    room->error = choose_shared(call, room, &room->groups, open, call->problem->options.eps / 2);
+    room->error = choose_shared(call, room, &room->groups, open, kna__knn_limit(call) / 2);
     for (int64_t i = 0; i < room->choice.count; i++) {
         int64_t group = kna__knn_slot(&room->groups.list, room->choice.chosen[i]);
         kna__knn_list_add(&room->clusters.list, group * KNA_GROUP_SLOTS, (group + 1) * KNA_GROUP_SLOTS);
@@ -299,12 +299,11 @@ static void read_own(prefill_room *room, int64_t r, int64_t count)
  */
 static void choose_own(const knn_call *call, prefill_room *room, int64_t r)
 {
-    const kna__problem *p = call->problem;
     const knn_list *list = &room->clusters.list;
     knn_choice *choice = &room->choice;
-    float *z = room->clusters.z + r * list->size;
-    int64_t keys = 0;
-    float left = kna__knn_choose_own(call, list, choice, z, room->total[r], kna__knn_own(call), p->options.eps - room->error);
+    float *z = room->clusters.z + r * list->size, limit = kna__knn_limit(call) - room->error;
+    int64_t keys = 0, want = kna__knn_own(kna__knn_k(call, room->tile.kv_head));
+    float left = kna__knn_choose_own(call, list, choice, z, room->total[r], want, limit);
     room->errors[r] = left < 0 ? -1 : left + room->error;
     for (int64_t i = 0; i < choice->count; i++) {
         int64_t slot = kna__knn_slot(list, choice->chosen[i]);
@@ -351,7 +350,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
 /* Returns keys of the clusters shared. */
 static int64_t attend_clusters(const knn_call *call, prefill_room *room, int64_t probe_rows)
 {
-    int64_t rows = room->tile.rows - probe_rows;
+    int64_t rows = room->tile.rows - probe_rows, want = kna__knn_shared(kna__knn_k(call, room->tile.kv_head), call, rows);
     room->error = 0;
     if (room->is_deep) {
         room->groups.list = room->plan.groups;
@@ -359,7 +358,7 @@ static int64_t attend_clusters(const knn_call *call, prefill_room *room, int64_t
     } else {
         room->clusters.list = room->plan.clusters;
     }
-    choose_shared(call, room, &room->clusters, kna__knn_shared(call, rows), INFINITY);
+    choose_shared(call, room, &room->clusters, want, INFINITY);
     drop_probes(room, probe_rows);
     int64_t keys = read_chosen(call, room);
     for (int64_t r = 0; r < rows; r++) {
@@ -380,7 +379,7 @@ static void prefill_tile(void *argument, int64_t task, int worker)
     int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0;
     int64_t rows = all - row < job->tile ? all - row : job->tile, query = call->query + row / p->g;
     kna__knn_plan(call, &room.plan, query, rows / p->g);
-    room.is_deep = kna__knn_is_deep(call, &room.plan, rows);
+    room.is_deep = kna__knn_is_deep(kna__knn_k(call, kv_head), call, &room.plan, rows);
     int64_t probes = count_probes(p, &room.plan, query);
     kna__tile_begin(&room.tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
     room.tile.mute = probes * p->g;
@@ -401,7 +400,7 @@ static void prefill_tile(void *argument, int64_t task, int worker)
 /* Columns of masses that a tile goes through, when groups come first or not. */
 static int64_t columns(const prefill_job *job)
 {
-    int64_t clusters = job->pieces * KNA_SLOTS, open = kna__knn_open(job->call, TILE_MOST) * KNA_GROUP_SLOTS;
+    int64_t clusters = job->pieces * KNA_SLOTS, open = kna__knn_open(job->call->k_most, job->call, TILE_MOST) * KNA_GROUP_SLOTS;
     return clusters < 2 * open ? clusters : open + job->pieces * KNA_PIECE_GROUPS;
 }
 

@@ -154,7 +154,7 @@ int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_repor
         kna__parallel_for(threads, p->h_kv * job.chunks, scan_chunk, &job);
         kna__parallel_for(threads, job.queries * p->h, attend_row, &job);
     }
-    kna__audit_rows(p, index, job.stats);
+    kna__audit_rows(p, index, job.stats, 0, p->m, (kna__draw){ 0 });
     kna__report_rows(p, job.stats, job.audits, report);
     return KNA_OK;
 }

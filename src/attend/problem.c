@@ -49,6 +49,12 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (is_bad(o->eps, 0) || o->eps >= 1) {
         return KNA_FAIL(context, KNA_EINVAL, "eps: %g is outside [0, 1)", (double)o->eps);
     }
+    if (is_bad(o->delta, 0) || o->delta >= 1) {
+        return KNA_FAIL(context, KNA_EINVAL, "delta: %g is outside [0, 1)", (double)o->delta);
+    }
+    if (o->delta > 0 && !(o->eps > 0)) {
+        return KNA_FAIL(context, KNA_EINVAL, "delta: the share of rows above eps, and eps is 0");
+    }
     if (is_bad(o->audit, 0) || o->audit > 1) {
         return KNA_FAIL(context, KNA_EINVAL, "audit: %g is outside [0, 1]", (double)o->audit);
     }

@@ -1,6 +1,12 @@
 /* report.c - the rows' stats as a report has them. */
 #include "report.h"
 
+void kna__report_no_audit(kna_report *report)
+{
+    report->audit_mean = report->audit_mean_off = report->audit_over = -1;
+    report->audit_p95 = report->audit_p95_low = report->audit_p95_high = -1;
+}
+
 static void add_row(kna_report *report, const kna__row_stats *s, float *audits)
 {
     report->keys_seen += (double)s->keys_seen;
@@ -15,8 +21,35 @@ static void add_row(kna_report *report, const kna__row_stats *s, float *audits)
     }
     if (s->audit_error >= 0) {
         report->audit_mean += (double)s->audit_error;
+        report->audit_mean_off += (double)s->audit_error * (double)s->audit_error; /* until the end: the sum of squares */
         audits[report->audited++] = s->audit_error;
     }
+}
+
+/* The value that so many of the audited errors reach or exceed; negative: so few rows do not tell. */
+static double reached_by(float *audits, int64_t audited, double rows)
+{
+    return rows < 1 ? -1 : (double)kna__kth_largest(audits, (size_t)audited, (size_t)fmin(rows, (double)audited));
+}
+
+/*
+ * Confidence of 95 %: of the mean by the normal distribution, of the 95th percentile by ranks, as the number of rows beyond it is
+ * binomial.
+ */
+static void add_confidence(kna_report *report, float *audits, float eps)
+{
+    double count = (double)report->audited, mean = report->audit_mean / count, square = report->audit_mean_off / count;
+    double spread = 1.96 * sqrt(count * 0.05 * 0.95);
+    int64_t over = 0;
+    for (int64_t i = 0; i < report->audited; i++) {
+        over += audits[i] > eps;
+    }
+    report->audit_over = eps > 0 ? (double)over / count : -1;
+    report->audit_mean = mean;
+    report->audit_mean_off = report->audited > 1 ? 1.96 * sqrt(fmax(square - mean * mean, 0) / (count - 1)) : -1;
+    report->audit_p95 = reached_by(audits, report->audited, floor(count / 20) + 1);
+    report->audit_p95_low = reached_by(audits, report->audited, ceil(count * 0.05 + spread) + 1);
+    report->audit_p95_high = reached_by(audits, report->audited, floor(count * 0.05 - spread));
 }
 
 /* Means over rows that saw a key; sums in row order, so that threads do not matter. */
@@ -32,10 +65,9 @@ void kna__report_rows(const kna__problem *p, const kna__row_stats *stats, float 
     report->keys_touched = report->keys_seen > 0 ? report->keys_touched / report->keys_seen : 0;
     report->tail_mass = seeing ? report->tail_mass / (double)seeing : 0;
     report->error_est = estimated ? report->error_est / (double)estimated : -1;
-    report->audit_mean = report->audited ? report->audit_mean / (double)report->audited : -1;
-    report->audit_p95 = -1;
     if (report->audited) {
-        size_t rank = (size_t)(report->audited / 20) + 1;
-        report->audit_p95 = (double)kna__kth_largest(audits, (size_t)report->audited, rank);
+        add_confidence(report, audits, p->options.eps);
+    } else {
+        kna__report_no_audit(report);
     }
 }

@@ -16,15 +16,25 @@ typedef struct kna__row_stats {
     float audit_error; /* negative: not audited */
     int32_t stale;
     bool exact;
+    bool drawn; /* audited because it was drawn, not because of option audit */
 } kna__row_stats;
+
+/* Rows drawn beside those of option audit: a share of them, by a stream of random numbers. */
+typedef struct kna__draw {
+    double share;
+    uint64_t stream;
+} kna__draw;
 
 /* report.c - sums and means of all rows, whose stats are (m, h); `audits` has room for one float per row where rows are audited. */
 void kna__report_rows(const kna__problem *problem, const kna__row_stats *stats, float *audits, kna_report *report);
 
+void kna__report_no_audit(kna_report *report);
+
 /* audit.c - one row over all keys it sees: its softmax state, and the sum of weighted values (dv). q is scaled. */
 kna__state kna__exact_row(const kna__problem *problem, const kna_index *index, int64_t head, int64_t query, const float *q,
                           float *values);
-/* Rows drawn for the audit and not known to be exact, compared with that. */
-void kna__audit_rows(const kna__problem *problem, const kna_index *index, kna__row_stats *stats);
+/* Of queries query .. query + queries - 1, rows to be audited and not known to be exact, compared with that. */
+void kna__audit_rows(const kna__problem *problem, const kna_index *index, kna__row_stats *stats, int64_t query, int64_t queries,
+                     kna__draw draw);
 
 #endif

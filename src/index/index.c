@@ -52,6 +52,12 @@ int kna_index_new(kna_context *context, kna_index **index, int method, int64_t h
     fresh->d4 = (size_t)(d + 3) / 4;
     fresh->method = method;
     fresh->phase = context->indexes++ % KNA_PHASES;
+    fresh->level = kna__allocate(&context->heap, (size_t)heads * sizeof *fresh->level);
+    if (!fresh->level) {
+        kna__release(&context->heap, fresh, sizeof *fresh);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory");
+    }
+    memset(fresh->level, 0, (size_t)heads * sizeof *fresh->level);
     *index = fresh;
     return KNA_OK;
 }
@@ -64,6 +70,7 @@ void kna_index_free(kna_index *index)
     release_arrays(index);
     kna__clusters_release(index);
     kna__metric_release(index);
+    kna__release(index->heap, index->level, (size_t)index->heads * sizeof *index->level);
     kna__release(index->heap, index, sizeof *index);
 }
 
@@ -75,7 +82,7 @@ int64_t kna_index_rows(const kna_index *index)
 size_t kna_index_bytes(const kna_index *index)
 {
     layout bytes = layout_of(index, index->capacity);
-    return sizeof *index + bytes.packed + bytes.scales + bytes.present + kna__clusters_bytes(index) + kna__metric_bytes(index);
+    return sizeof *index + (size_t)index->heads * sizeof *index->level + bytes.packed + bytes.scales + bytes.present + kna__clusters_bytes(index) + kna__metric_bytes(index);
 }
 
 int64_t kna__index_next(const kna_index *index, int64_t row, int64_t end, bool present)

@@ -30,6 +30,8 @@ struct kna_index {
     float *moment;     /* metric.c */
     int64_t phase;     /* 0 .. KNA_PHASES - 1, other for each index of a context in turn */
     uint64_t calls;    /* of single queries */
+    float *level;      /* (heads) log2 of k, where eps is asked for with a delta (attend/knn_level.c); 0: not known yet */
+    uint64_t draws;    /* calls that drew rows for it */
 };
 
 enum { KNA_PHASES = 32 };

@@ -118,6 +118,21 @@ for eps in (0.2, 0.02, 0.002):
     require(error <= 2 * eps, f"eps {eps}: mean error {error} of a value's length")
     keys.append(report["keys_full"])
 require(keys[0] <= keys[1] <= keys[2] and keys[0] < keys[2], f"keys read for smaller eps: {keys}")
+# eps with delta: rows that are off by more than eps are as rare as asked, as all rows say and as the drawn ones do.
+q, k, v = normals(6, 2, 2500, 3200, 32)
+want, want_lse = softmax(logits(q, k, causal=True), v)
+keys = []
+for eps, delta in ((0.8, 0.1), (0.5, 0.1), (0.5, 0.01)):
+    out, lse, report = attend(q, k, v, "--method", "knn", "--causal", "--k-near", 32, "--eps", eps, "--delta", delta)
+    error = np.linalg.norm(out - want, axis=2) / np.linalg.norm(want, axis=2)
+    off = (error > eps).mean()
+    require(off <= delta + 0.06, f"eps {eps} delta {delta}: {off} of the rows are off") # as 78 rows drawn of a KV head can tell
+    require(100 < report["audited"] < 220 and abs(report["audit_over"] - off) < 0.12, f"eps {eps} delta {delta}: {off}, {report}")
+    require(abs(report["audit_mean"] - error.mean()) <= 2 * report["audit_mean_off"], f"audit of {error.mean()}: {report}")
+    require(report["error_est"] is None, f"estimates nobody asked for: {report}")
+    keys.append(report["keys_full"])
+require(keys[0] < keys[1] < keys[2], f"keys read for a stricter request: {keys}")
+q, k, v = normals(6, 2, 4, 3000, 64)
 out, lse, report = attend(q, k, v, "--method", "knn")
 require(report["error_est"] is None and report["audit_mean"] is None, f"nothing was estimated: {report}")
 finish(255)

@@ -46,6 +46,7 @@ try() {
     try attend --eps 1.5
     try attend --eps nan
     try attend --eps 0x
+    try attend --delta 1.5
     try attend --audit -0.1
     try attend --scale 0
     try attend --scale inf

@@ -58,8 +58,11 @@ static void messages(void)
     refused("k=12x", "k=12x: must be a whole number");
     refused("k=", "k=: must be a whole number");
     refused("k=99999999999999999999", "must be a whole number");
-    refused("eps=1.5", "eps=1.5: must be a number from 0 to 1");
-    refused("eps=nan", "eps=nan: must be a number from 0 to 1");
+    refused("eps=1.5", "eps=1.5: must be a number from 0 to below 1");
+    refused("eps=nan", "eps=nan: must be a number from 0 to below 1");
+    refused("eps=1", "eps=1: must be a number from 0 to below 1");
+    refused("eps=0.1,delta=-1", "delta=-1: must be a number from 0 to below 1");
+    refused("delta=0.05", "delta=0.05: the share of rows above eps, and eps is 0");
     refused("eps=0,5", "5: name=value is expected");
     refused("audit=-0.1", "audit=-0.1: must be a number from 0 to 1");
     refused("sinks=-1", "sinks=-1: must be a whole number from 0");
