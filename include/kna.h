@@ -295,8 +295,8 @@ typedef struct kna_attend_options {
     float delta;              /* above 0: at most about this share of the rows shall have ||out - exact|| / ||exact|| above eps, each
                                  KV head by itself. k follows what rows drawn at random and computed exactly say (1 in 96, of few
                                  queries 1 in 64; they are in the report as audited): of T rows drawn of a KV head at most
-                                 delta T + log2(k now / k_near) were off, and of 512 queries of whose drawn rows more than
-                                 2 delta and one are, all are computed again with twice the k. It starts with k_near, is kept in
+                                 delta T + log2(k now / k_near) were off. 512 queries of which others, drawn for this, are
+                                 off more often than 2 delta and one are computed again with twice the k. It starts with k_near, is kept in
                                  the index from call to call, and reads every key where nothing less does. Of the estimates
                                  that eps means without a delta none is used. 0: none */
 } kna_attend_options;

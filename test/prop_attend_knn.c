@@ -565,7 +565,7 @@ static void levels_of_tokens(void)
     for (int i = 0; i < rounds(4); i++) {
         random_case c = levels_case(1 + (int64_t)test_below(4));
         float level[2] = { 4, 4 };
-        bool near_thing = false, again = false;
+        bool near_thing = false;
         for (uint64_t call = 1; call <= 60; call++) {
             kna_report r = { .size = sizeof r };
             if (case_attend(&c, context_best(), &r) != KNA_OK) break;
@@ -574,12 +574,11 @@ static void levels_of_tokens(void)
             for (int64_t head = 0; head < 2; head++) {
                 drawing d = drawing_of(&c, errors, call, 0, c.shape.m * c.shape.h, head);
                 near_thing |= d.near_thing;
-                again |= d.off > 1 || d.drawn > 1; /* it may have been computed twice */
                 level[head] = fmaxf(level[head] + (float)d.off - c.options.delta * (float)d.drawn, 4);
                 drawn += d.drawn;
                 off += d.off;
-                EXPECT_THAT(near_thing || again || fabsf(c.options.index->level[head] - level[head]) < 1e-3f,
-                            "level %g, expected %g: %s", (double)c.options.index->level[head], (double)level[head], case_text(&c));
+                EXPECT_THAT(near_thing || fabsf(c.options.index->level[head] - level[head]) < 1e-3f, "level %g, expected %g: %s",
+                            (double)c.options.index->level[head], (double)level[head], case_text(&c));
             }
             EXPECT_INT(r.audited, drawn);
             EXPECT(drawn || (r.audit_over < 0 && r.audit_mean < 0));
@@ -591,28 +590,30 @@ static void levels_of_tokens(void)
     }
 }
 
-/* Many queries: no block is left of whose drawn rows more than 2 delta and one are off, and of all rows hardly more are than of these. */
+/*
+ * Many queries: a KV head's level has moved by what its drawn rows say and, for every time a block was computed again, by one. So no
+ * more than delta T + the level's rise of T rows drawn are off; and of all rows hardly more than that.
+ */
 static void levels_of_blocks(void)
 {
     for (int i = 0; i < rounds(5); i++) {
         random_case c = levels_case(600 + (int64_t)test_below(300));
-        double delta = (double)c.options.delta;
+        c.options.k_near = 64;
+        c.options.delta *= 0.25f; /* so that no level gets as low as it may */
         kna_report r = { .size = sizeof r };
         if (case_attend(&c, context_best(), &r) == KNA_OK) {
-            double *errors = errors_now(&c);
+            double *errors = errors_now(&c), delta = (double)c.options.delta;
             int64_t rows = c.shape.m * c.shape.h, drawn = 0, off = 0;
-            for (int64_t first = 0; first < rows; first += 512 * c.shape.h) {
-                int64_t end = first + 512 * c.shape.h < rows ? first + 512 * c.shape.h : rows;
-                for (int64_t head = 0; head < 2; head++) {
-                    drawing d = drawing_of(&c, errors, 1, first, end, head);
-                    EXPECT_THAT(d.near_thing || (double)d.off <= 2 * delta * (double)d.drawn + 1, "%lld of %lld drawn are off: %s",
-                                (long long)d.off, (long long)d.drawn, case_text(&c));
-                    drawn += d.drawn;
-                }
+            for (int64_t head = 0; head < 2; head++) {
+                drawing d = drawing_of(&c, errors, 1, 0, rows, head);
+                double again = (double)c.options.index->level[head] - 6 - (double)d.off + delta * (double)d.drawn;
+                EXPECT_THAT(d.near_thing || (again > -1e-3 && fabs(again - round(again)) < 1e-3), "level %g, %lld of %lld off: %s",
+                            (double)c.options.index->level[head], (long long)d.off, (long long)d.drawn, case_text(&c));
+                drawn += d.drawn;
             }
             for (int64_t row = 0; row < rows; row++) off += errors[row] > (double)c.options.eps;
             EXPECT_INT(r.audited, drawn);
-            EXPECT_THAT((double)off / (double)rows <= 2 * delta + 0.25, "%lld of %lld rows are off, delta = %g: %s", (long long)off,
+            EXPECT_THAT((double)off / (double)rows <= 2 * delta + 0.3, "%lld of %lld rows are off, delta = %g: %s", (long long)off,
                         (long long)rows, delta, case_text(&c));
             free(errors);
         }

@@ -75,12 +75,13 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
     double start = kna__seconds();
     KNA_TRY(form_ready(p, index, call->query));
     *build_s += kna__seconds() - start;
-    while (again) {
+    for (int attempt = 0; again; attempt++) {
         kna__knn_set_levels(call);
         KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
-        kna__audit_rows(p, index, call->stats, call->query, call->queries, kna__knn_draw(p, index));
-        again = kna__knn_has_levels(p) && kna__knn_judge(call, index);
+        again = kna__knn_check(call, index, attempt);
     }
+    kna__audit_rows(p, index, call->stats, call->query, call->queries, kna__knn_draw(p, index));
+    kna__knn_move_levels(call, index);
     learn(p, index, call->query, call->queries);
     return KNA_OK;
 }

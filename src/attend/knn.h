@@ -58,8 +58,10 @@ static inline float kna__knn_limit(const knn_call *call)
 bool kna__knn_has_levels(const kna__problem *problem);
 kna__draw kna__knn_draw(const kna__problem *problem, const kna_index *index); /* rows by which levels are judged */
 void kna__knn_set_levels(knn_call *call);                                     /* into call->k and call->k_most */
-/* The block's rows have been audited: moves the levels, or raises some and says that the block is to be computed again. */
-bool kna__knn_judge(const knn_call *call, kna_index *index);
+/* Whether the block's rows are off too often, by some drawn for this: levels are raised then, and it is to be computed again. */
+bool kna__knn_check(const knn_call *call, kna_index *index, int attempt);
+/* Its rows drawn by kna__knn_draw() have been audited. */
+void kna__knn_move_levels(const knn_call *call, kna_index *index);
 
 /* knn_plan.c - room for a plan, cut off a block; the plan of queries query .. query + queries - 1. */
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
