@@ -321,7 +321,7 @@ static double choose_own(choice *x, int64_t r, bool *taken)
 /* Whether so large a share is worth reading a value for; says where it is a near thing. */
 static bool is_heavy(choice *x, double share, double least)
 {
-    x->doubtful |= fabs(share / least - 1) < 2e-4;
+    x->doubtful |= fabs(share / least - 1) < 5e-5;
     return share >= least;
 }
 

@@ -27,7 +27,7 @@ loads "METHOD=knn K=256 EPS=0.05 SINKS=0 WINDOW=0 EXACT_BELOW=0 INDEX_KIB=9000 A
 refuses "METHOD=fast" "KNNATTN_METHOD=fast: must be one of off, exact, topk, knn"
 refuses "K=0" "KNNATTN_K=0: must be a whole number from 1 to 2147483647"
 refuses "K=1e3" "KNNATTN_K=1e3: must be a whole number from 1 to 2147483647"
-refuses "EPS=2" "KNNATTN_EPS=2: must be a number from 0 to 1"
+refuses "EPS=2" "KNNATTN_EPS=2: must be a number from 0 to below 1"
 refuses "SINKS=-4" "KNNATTN_SINKS=-4: must be a whole number from 0 to 2147483647"
 refuses "INDEX_KIB=1G" "KNNATTN_INDEX_KIB=1G: must be a whole number from 0 (no limit)"
 refuses "AUDIT=often" "KNNATTN_AUDIT=often: must be a number from 0 to 1"
