@@ -59,10 +59,9 @@ static void draw_axes(const bench_run *run, const frame *f, FILE *to)
         const long long n = (long long)run->cells[i].plan.shape.n;
         const double x = across(f, log10((double)n));
         fprintf(to, "<path d=\"M%.1f %dV%d\" stroke=\"#eeeeee\"/>\n", x, TOP, HEIGHT - BOTTOM);
-        if (n % 1024 == 0)
-            fprintf(to, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%lldK</text>\n", x, HEIGHT - BOTTOM + 18, n / 1024);
-        else
-            fprintf(to, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%lld</text>\n", x, HEIGHT - BOTTOM + 18, n);
+        const int in_k = n % 1024 == 0;
+        fprintf(to, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%lld%s</text>\n", x, HEIGHT - BOTTOM + 18, in_k ? n / 1024 : n,
+                in_k ? "K" : "");
     }
     fprintf(to, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">keys</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8);
 }
@@ -70,8 +69,7 @@ static void draw_axes(const bench_run *run, const frame *f, FILE *to)
 static void draw_line(const bench_run *run, const frame *f, int who, FILE *to)
 {
     double x = 0, y = 0;
-    fputs("<path fill=\"none\" stroke-width=\"2\" stroke=\"", to);
-    fprintf(to, "%s\" d=\"", colours[who]);
+    fprintf(to, "<path fill=\"none\" stroke-width=\"2\" stroke=\"%s\" d=\"", colours[who]);
     for (int i = 0; i < run->cell_count; i++) {
         x = across(f, log10((double)run->cells[i].plan.shape.n));
         y = down(f, log_ms(&run->cells[i], who));

@@ -64,10 +64,7 @@ static void print_row(const bench_run *run, const bench_cell *cell, int who)
     const int has_report = r->report.size != 0;
     const double per_s = rate(run, cell, who);
     printf("%8" PRId64 "  %-6s", cell->plan.shape.n, bench_names[who]);
-    if (who >= BENCH_TOPK)
-        printf(" %6" PRId64, r->k);
-    else
-        printf(" %6s", "-");
+    print_number(6, 0, who >= BENCH_TOPK ? (double)r->k : (double)NAN, "");
     print_number(9, 3, 1e3 * r->median_s, "");
     print_number(8, 3, 1e3 * r->low_s, "");
     print_number(8, 3, 1e3 * r->high_s, "");

@@ -10,7 +10,6 @@
 
 #include "heads.h"
 
-
 static const int methods[HEADS_TIMES] = { KNA_EXACT, KNA_TOPK, KNA_KNN };
 
 typedef struct clockwork {

@@ -13,6 +13,7 @@
  *     KNNATTN_METHOD       off | exact | topk | knn: who computes attention; off leaves it to llama.cpp      (knn)
  *     KNNATTN_K            keys read in full per query and head, beside sinks and window                    (384)
  *     KNNATTN_EPS          knn: raise k until the estimated distance to softmax is at most this; 0: never   (0)
+ *     KNNATTN_DELTA        knn: at most about this share of the rows is off by more than EPS; 0: EPS is of estimates (0)
  *     KNNATTN_SINKS        knn: first keys always read in full                                              (4)
  *     KNNATTN_WINDOW       knn: most recent keys always read in full                                        (64)
  *     KNNATTN_EXACT_BELOW  every key is read while the last query of a call sees fewer                      (1024)

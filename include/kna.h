@@ -281,6 +281,12 @@ typedef struct kna_attend_options {
                                  the weights used and softmax is at most eps or none is left: for each row by itself in
                                  prefill, in the mean over the heads that share keys while decoding; 0: k as given. With a
                                  delta, see there */
+    float delta;              /* KNA_KNN, above 0: at most about this share of the rows shall have ||out - exact|| / ||exact|| above
+                                 eps, each KV head by itself. k follows what rows drawn at random and computed exactly say (1 in
+                                 96, of few queries 1 in 64; they are in the report as audited), from one block of 64 queries to
+                                 the next: of T rows drawn of a KV head at most delta T + log2(k now / k_near) were off. It starts
+                                 with k_near, is kept in the index from call to call, and reads every key where nothing less
+                                 does. Of the estimates that eps means without a delta none is used. 0: none */
 
     /* What is known. */
     kna_index *index;         /* an index over exactly these keys and values, made for this method; NULL: one is built for
@@ -290,17 +296,8 @@ typedef struct kna_attend_options {
     float audit;              /* share of (query, head) rows also computed exactly, for the report; 0: none, 1: all */
     uint64_t seed;            /* chooses the audited rows */
     int unchecked;            /* 1: do not look for NaN and infinity in q, k and v (one pass over them otherwise) */
-
-    /* How far off rows may be (KNA_KNN). */
-    float delta;              /* above 0: at most about this share of the rows shall have ||out - exact|| / ||exact|| above eps, each
-                                 KV head by itself. k follows what rows drawn at random and computed exactly say (1 in 96, of few
-                                 queries 1 in 64; they are in the report as audited): of T rows drawn of a KV head at most
-                                 delta T + log2(k now / k_near) were off. 512 queries of which others, drawn for this, are
-                                 off more often than 2 delta and one are computed again with twice the k. It starts with k_near, is kept in
-                                 the index from call to call, and reads every key where nothing less does. Of the estimates
-                                 that eps means without a delta none is used. 0: none */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, NULL, 0.0f, 0, 0, 0.0f }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, NULL, 0.0f, 0, 0 }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -321,14 +318,14 @@ typedef struct kna_report {
     double error_est_max;
     int64_t audited;          /* rows also computed exactly */
     double audit_mean;        /* of ||out - exact|| / ||exact|| over the audited rows; negative: none audited */
+    double audit_mean_off;    /* 95 % confidence: the mean over all rows is within audit_mean -+ this; negative: under 2 rows */
     double audit_p95;
+    double audit_p95_low;     /* 95 % confidence: that over all rows is between these; negative: too few rows to tell */
+    double audit_p95_high;
+    double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
     int64_t stale_rows;       /* keys (topk) or clusters (knn) read in full that the index describes otherwise: it is out of date */
     size_t index_bytes;       /* of the index used */
     size_t scratch_bytes;     /* most scratch held during the call */
-    double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
-    double audit_mean_off;    /* 95 % confidence: the mean over all rows is within audit_mean -+ this; negative: under 2 rows */
-    double audit_p95_low;     /* likewise the 95th percentile over all rows is between these; negative: too few rows to tell */
-    double audit_p95_high;
 } kna_report;
 
 /*

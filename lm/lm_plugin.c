@@ -140,7 +140,7 @@ static void append_count(line *to, const char *name, int64_t value)
     }
 }
 
-/* Numbers are bounded in length, so the line cannot overflow: 9 settings of at most 30 characters. */
+/* Numbers are bounded in length, so the line cannot overflow: 9 settings of at most 28 characters. */
 static void write_settings(line *to, const lm_attention *attention, int slot)
 {
     append(to, "method=%s,slot=%d", lm_method_names[attention->method], slot);

@@ -166,7 +166,8 @@ static void no_look_ahead(void)
         c.options.method = KNA_KNN;
         c.options.causal = 1;
         c.options.k_near = 16;
-        c.options.eps = i % 3 == 2 ? 0.2f : 0;
+        c.options.eps = i % 3 > 0 ? 0.2f : 0;
+        c.options.delta = i % 3 == 1 ? 0.1f : 0; /* what later rows drawn say must not make k larger for this one */
         float *before = malloc((size_t)(4 * m * 8) * sizeof *before);
         for (int run = 0; run < 2; run++) {
             kna_report r = { .size = sizeof r };
@@ -516,25 +517,27 @@ static void audit_of_some(void)
 
 /* ---- eps and delta */
 
-/* Of rows first .. end - 1: those drawn of a KV head, and of them how many are off by more than eps. */
+/* What the rows drawn of a call say, and how they move the levels of their KV heads. */
 typedef struct drawing {
+    float level[2];
     int64_t drawn, off;
-    bool near_thing;
+    bool near_thing; /* some error is about eps */
 } drawing;
 
-static drawing drawing_of(const random_case *c, const double *errors, uint64_t draw, int64_t first, int64_t end, int64_t kv_head)
+static void move_levels(drawing *d, const random_case *c, const double *errors, uint64_t call)
 {
     int64_t g = c->shape.h / c->shape.h_kv;
     double share = c->shape.m * g <= 16 ? 1.0 / 64 : 1.0 / 96, eps = (double)c->options.eps;
-    drawing d = { 0 };
-    for (int64_t row = first; row < end; row++) {
+    d->drawn = d->off = 0;
+    for (int64_t row = 0; row < c->shape.m * c->shape.h; row++) {
         int64_t head = row % c->shape.h, query = row / c->shape.h;
-        if (head / g != kv_head || kna__uniform(c->options.seed, ((uint64_t)1 << 32) + draw, (uint64_t)row) >= share) continue;
-        d.drawn++;
-        d.off += errors[head * c->shape.m + query] > eps;
-        d.near_thing |= fabs(errors[head * c->shape.m + query] / eps - 1) < 1e-3;
+        if (kna__uniform(c->options.seed, ((uint64_t)1 << 32) + call, (uint64_t)row) >= share) continue;
+        bool off = errors[head * c->shape.m + query] > eps;
+        d->level[head / g] = fmaxf(d->level[head / g] + (off ? 1 : 0) - c->options.delta, 4);
+        d->near_thing |= fabs(errors[head * c->shape.m + query] / eps - 1) < 1e-3;
+        d->drawn++;
+        d->off += off;
     }
-    return d;
 }
 
 static random_case levels_case(int64_t m)
@@ -552,72 +555,35 @@ static random_case levels_case(int64_t m)
     return c;
 }
 
-static double *errors_now(const random_case *c)
+static void levels_of_call(drawing *d, random_case *c, uint64_t call)
 {
+    kna_report r = { .size = sizeof r };
+    if (case_attend(c, context_best(), &r) != KNA_OK) return;
     oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
     double *errors = true_errors(c, o);
-    oracle_free(o);
-    return errors;
-}
-
-/* Few queries, call after call on one index: every row drawn moves its KV head's level as it should, and the report says what was drawn. */
-static void levels_of_tokens(void)
-{
-    for (int i = 0; i < rounds(4); i++) {
-        random_case c = levels_case(1 + (int64_t)test_below(4));
-        float level[2] = { 4, 4 };
-        bool near_thing = false;
-        for (uint64_t call = 1; call <= 60; call++) {
-            kna_report r = { .size = sizeof r };
-            if (case_attend(&c, context_best(), &r) != KNA_OK) break;
-            double *errors = errors_now(&c);
-            int64_t drawn = 0, off = 0;
-            for (int64_t head = 0; head < 2; head++) {
-                drawing d = drawing_of(&c, errors, call, 0, c.shape.m * c.shape.h, head);
-                near_thing |= d.near_thing;
-                level[head] = fmaxf(level[head] + (float)d.off - c.options.delta * (float)d.drawn, 4);
-                drawn += d.drawn;
-                off += d.off;
-                EXPECT_THAT(near_thing || fabsf(c.options.index->level[head] - level[head]) < 1e-3f, "level %g, expected %g: %s",
-                            (double)c.options.index->level[head], (double)level[head], case_text(&c));
-            }
-            EXPECT_INT(r.audited, drawn);
-            EXPECT(drawn || (r.audit_over < 0 && r.audit_mean < 0));
-            if (drawn && !near_thing) EXPECT_NEAR(r.audit_over, (double)off / (double)drawn, 1e-9);
-            free(errors);
-        }
-        kna_index_free(c.options.index);
-        case_end(&c);
+    move_levels(d, c, errors, call);
+    for (int64_t head = 0; head < 2 && !d->near_thing; head++) {
+        float level = c->options.index->level[head] > 0 ? c->options.index->level[head] : 4; /* 0: it has not moved yet */
+        EXPECT_THAT(fabsf(level - d->level[head]) < 1e-3f, "level %g, expected %g: %s", (double)level, (double)d->level[head], case_text(c));
     }
+    EXPECT_INT(r.audited, d->drawn);
+    EXPECT(d->drawn || (r.audit_over < 0 && r.audit_mean < 0));
+    if (d->drawn && !d->near_thing) EXPECT_NEAR(r.audit_over, (double)d->off / (double)d->drawn, 1e-9);
+    free(errors);
+    oracle_free(o);
 }
 
 /*
- * Many queries: a KV head's level has moved by what its drawn rows say and, for every time a block was computed again, by one. So no
- * more than delta T + the level's rise of T rows drawn are off; and of all rows hardly more than that.
+ * Every row drawn moves its KV head's level as it should, from call to call on one index, and the report says what was drawn: so no more than
+ * delta T + the level's rise of T rows drawn are off.
  */
-static void levels_of_blocks(void)
+static void levels(void)
 {
-    for (int i = 0; i < rounds(5); i++) {
-        random_case c = levels_case(600 + (int64_t)test_below(300));
-        c.options.k_near = 64;
-        c.options.delta *= 0.25f; /* so that no level gets as low as it may */
-        kna_report r = { .size = sizeof r };
-        if (case_attend(&c, context_best(), &r) == KNA_OK) {
-            double *errors = errors_now(&c), delta = (double)c.options.delta;
-            int64_t rows = c.shape.m * c.shape.h, drawn = 0, off = 0;
-            for (int64_t head = 0; head < 2; head++) {
-                drawing d = drawing_of(&c, errors, 1, 0, rows, head);
-                double again = (double)c.options.index->level[head] - 6 - (double)d.off + delta * (double)d.drawn;
-                EXPECT_THAT(d.near_thing || (again > -1e-3 && fabs(again - round(again)) < 1e-3), "level %g, %lld of %lld off: %s",
-                            (double)c.options.index->level[head], (long long)d.off, (long long)d.drawn, case_text(&c));
-                drawn += d.drawn;
-            }
-            for (int64_t row = 0; row < rows; row++) off += errors[row] > (double)c.options.eps;
-            EXPECT_INT(r.audited, drawn);
-            EXPECT_THAT((double)off / (double)rows <= 2 * delta + 0.3, "%lld of %lld rows are off, delta = %g: %s", (long long)off,
-                        (long long)rows, delta, case_text(&c));
-            free(errors);
-        }
+    for (int i = 0; i < rounds(8); i++) {
+        bool few = i % 2 == 0;
+        random_case c = levels_case(few ? 1 + (int64_t)test_below(4) : 300 + (int64_t)test_below(300));
+        drawing d = { .level = { 4, 4 } };
+        for (uint64_t call = 1; call <= (few ? 60 : 2); call++) levels_of_call(&d, &c, call);
         kna_index_free(c.options.index);
         case_end(&c);
     }
@@ -632,16 +598,17 @@ static void levels_far(void)
         c.options.method = KNA_KNN;
         c.options.causal = 1;
         c.options.k_near = 64;
+        kna_report fixed = { .size = sizeof fixed }, last = { .size = sizeof last };
+        c.options.index = knn_index_of(&c, context_best());
+        case_attend(&c, context_best(), &fixed);
         c.options.eps = i ? 1e-7f : 0.999f;
         c.options.delta = i ? 0.01f : 0.5f;
-        kna_report first = { .size = sizeof first }, last = { .size = sizeof last };
-        c.options.index = knn_index_of(&c, context_best());
-        case_attend(&c, context_best(), &first);
         for (int call = 0; call < 6; call++) case_attend(&c, context_best(), &last);
         if (i) {
             EXPECT(last.keys_full == last.keys_seen && last.audit_mean < 1e-5);
         } else {
-            EXPECT(last.keys_full < 0.9 * first.keys_full && last.audit_over < 0.5);
+            EXPECT_THAT(last.keys_full < 0.9 * fixed.keys_full && last.audit_over < 0.5, "%g keys, with k fixed %g; %g are off",
+                        last.keys_full, fixed.keys_full, last.audit_over);
         }
         EXPECT(last.error_est < 0); /* nothing was asked of estimates */
         kna_index_free(c.options.index);
@@ -767,8 +734,7 @@ int main(int argc, char **argv)
     TEST(eps_is_monotone);
     TEST(audit_of_all);
     TEST(audit_of_some);
-    TEST(levels_of_tokens);
-    TEST(levels_of_blocks);
+    TEST(levels);
     TEST(levels_far);
     TEST(audit_confidence);
     TEST(bytes);

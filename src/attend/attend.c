@@ -36,13 +36,9 @@ static int attend_exact(const kna__problem *p, kna_report *report)
 {
     report->rows_exact = p->m * p->h;
     report->keys_touched = 1;
-    report->error_est = report->error_est_max = p->options.method == KNA_KNN && p->options.eps > 0 && p->options.delta == 0 ? 0 : -1;
-    kna__report_no_audit(report);
-    report->audited = count_audited(p);
-    if (report->audited) {
-        report->audit_mean = report->audit_mean_off = report->audit_p95 = report->audit_p95_low = report->audit_p95_high = 0;
-        report->audit_over = p->options.eps > 0 ? 0 : -1;
-    }
+    report->error_est = report->error_est_max =
+        p->options.method == KNA_KNN && p->options.eps > 0 && p->options.delta == 0 ? 0 : -1;
+    kna__report_passed(report, count_audited(p), p->options.eps);
     if (report->size) {
         report->keys_seen = report->keys_full = count_seen(p);
     }
@@ -56,7 +52,8 @@ static int check_index(const kna__problem *p, const kna_index *index)
                         kna_method_name(p->options.method));
     }
     if (index->heads != p->h_kv || index->d != p->d || index->dv != p->dv || index->rows < p->n) {
-        return KNA_FAIL(p->context, KNA_ESTALE, "index: %lld heads, d = %lld, dv = %lld, %lld rows; keys (%lld,%lld,%lld), dv = %lld",
+        return KNA_FAIL(p->context, KNA_ESTALE,
+                        "index: %lld heads, d = %lld, dv = %lld, %lld rows; keys (%lld,%lld,%lld), dv = %lld",
                         (long long)index->heads, (long long)index->d, (long long)index->dv, (long long)index->rows,
                         (long long)p->h_kv, (long long)p->n, (long long)p->d, (long long)p->dv);
     }

@@ -1,11 +1,13 @@
 /*
  * knn.c - the call: queries in blocks, as they would arrive; before each block, the index forms clusters of what its first query
- * sees, and after it learns from its queries and from rows it audits. So no key or value a row uses, and no cluster, comes from later tokens.
+ * sees, and after it learns from its queries and, for a request, from rows that are audited. So no key or value a row uses, no
+ * cluster and no k comes from later tokens.
  */
 #include "knn.h"
 
 enum {
     BLOCK = 512,         /* queries that see the same state of the index */
+    LEVELS_BLOCK = 64,   /* where k is being found: so many pay for one that is too small */
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
 
@@ -71,15 +73,11 @@ static void learn_first(const kna__problem *p, kna_index *index)
 static int attend_block(knn_call *call, kna_index *index, double *build_s)
 {
     const kna__problem *p = call->problem;
-    bool again = true;
     double start = kna__seconds();
     KNA_TRY(form_ready(p, index, call->query));
     *build_s += kna__seconds() - start;
-    for (int attempt = 0; again; attempt++) {
-        kna__knn_set_levels(call);
-        KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
-        again = kna__knn_check(call, index, attempt);
-    }
+    kna__knn_set_levels(call);
+    KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
     kna__audit_rows(p, index, call->stats, call->query, call->queries, kna__knn_draw(p, index));
     kna__knn_move_levels(call, index);
     learn(p, index, call->query, call->queries);
@@ -89,8 +87,9 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
 static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_report *report)
 {
     const kna__problem *p = call->problem;
-    for (call->query = 0; call->query < p->m; call->query += BLOCK) {
-        call->queries = p->m - call->query < BLOCK ? p->m - call->query : BLOCK;
+    int64_t block = kna__knn_has_levels(p) ? LEVELS_BLOCK : BLOCK;
+    for (call->query = 0; call->query < p->m; call->query += block) {
+        call->queries = p->m - call->query < block ? p->m - call->query : block;
         KNA_TRY(attend_block(call, index, &report->build_s));
     }
     kna__report_rows(p, call->stats, audits, report);

@@ -1,7 +1,7 @@
 /*
- * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_plan.c (which rows how), knn_mass.c (what clusters
- * weigh), knn_choose.c (which are looked into), knn_heavy.c (which values are read), knn_decode.c (few queries) and knn_prefill.c
- * (many) share.
+ * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_level.c (k for a request), knn_plan.c (which rows
+ * how), knn_mass.c (what clusters weigh), knn_choose.c (which are looked into), knn_heavy.c (which values are read), knn_decode.c (few
+ * queries) and knn_prefill.c (many) share.
  *
  * A cluster whose keys are not read stands in the softmax as one pseudo-key: logit and value are its means, its mass
  * count * exp(mean logit) * (1 + |q|^2 spread / 2), the second-order estimate of the sum of exp over its members.
@@ -58,10 +58,7 @@ static inline float kna__knn_limit(const knn_call *call)
 bool kna__knn_has_levels(const kna__problem *problem);
 kna__draw kna__knn_draw(const kna__problem *problem, const kna_index *index); /* rows by which levels are judged */
 void kna__knn_set_levels(knn_call *call);                                     /* into call->k and call->k_most */
-/* Whether the block's rows are off too often, by some drawn for this: levels are raised then, and it is to be computed again. */
-bool kna__knn_check(const knn_call *call, kna_index *index, int attempt);
-/* Its rows drawn by kna__knn_draw() have been audited. */
-void kna__knn_move_levels(const knn_call *call, kna_index *index);
+void kna__knn_move_levels(const knn_call *call, kna_index *index);            /* the block's rows have been audited */
 
 /* knn_plan.c - room for a plan, cut off a block; the plan of queries query .. query + queries - 1. */
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
@@ -166,8 +163,8 @@ bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
 
 /* How many of these clusters are not what the cache holds, by one row's logits of their members, cluster after cluster. */
-int32_t kna__knn_stale(const knn_call *call, const knn_list *list, int64_t kv_head, const int32_t *chosen, int64_t count,
-                       const float *q, float q_norm, const float *logits);
+int32_t kna__knn_stale(const knn_call *call, int64_t kv_head, const int32_t *slots, int64_t count, const float *q, float q_norm,
+                       const float *logits);
 
 int kna__attend_knn_decode(knn_call *call);
 int kna__attend_knn_prefill(knn_call *call);

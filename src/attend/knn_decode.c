@@ -343,14 +343,26 @@ static void weigh_heavy(const decode_set *set, int64_t r, knn_heavy *heavy, cons
     kna__knn_heavy_row(heavy, w, count, set->log_total[r] + log(least) - (double)max);
 }
 
-/* Keys, cluster after cluster of chosen ones: those of clusters whose means may not be used are all heavy. */
-static void spare_members(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, knn_heavy *heavy)
+static kna__span mean_values(const decode_job *job, int level, int64_t at)
+{
+    const kna__problem *p = job->call->problem;
+    const uint16_t *first = job->call->index->clusters.level[level].value + at * p->dv;
+    return (kna__span){ (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
+}
+
+/* Some of the clusters chosen, whose keys are listed one after the other. */
+typedef struct decode_list {
+    int32_t slots[LIST_CLUSTERS];
+    int64_t clusters, keys;
+} decode_list;
+
+/* Keys of clusters whose means may not be used are all heavy. */
+static void spare_members(const decode_job *job, const decode_set *set, const decode_list *list, knn_heavy *heavy)
 {
     const kna__clusters *c = &job->call->index->clusters;
     float *over = heavy->over;
-    for (int64_t i = 0; i < clusters; i++) {
-        int64_t at = kna__cluster_slot(c, set->kv_head, kna__knn_slot(&set->clusters.list, chosen[i]));
-        int64_t members = c->level[KNA_CLUSTERS].count[at];
+    for (int64_t i = 0; i < list->clusters; i++) {
+        int64_t at = kna__cluster_slot(c, set->kv_head, list->slots[i]), members = c->level[KNA_CLUSTERS].count[at];
         for (int64_t x = 0; x < members && c->always[at]; x++) {
             over[x] = 1;
         }
@@ -358,35 +370,31 @@ static void spare_members(const decode_job *job, const decode_set *set, const in
     }
 }
 
-/* What is left of the weights of keys, cluster after cluster of chosen ones: their clusters' mean values stand for theirs. */
-static void mix_light(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, const float *w,
-                      int64_t count, float *values)
+/* What is left of the weights of keys: their clusters' mean values stand for theirs. */
+static void mix_light(const decode_job *job, const decode_set *set, const decode_list *list, const float *w, float *values)
 {
     const kna__problem *p = job->call->problem;
     const kna__clusters *c = &job->call->index->clusters;
-    const kna__level *level = &c->level[KNA_CLUSTERS];
-    int32_t slots[LIST_CLUSTERS];
+    int64_t first = kna__cluster_slot(c, set->kv_head, 0);
     float light[KNA_DECODE_ROWS * LIST_CLUSTERS] = { 0 };
-    for (int64_t i = 0; i < clusters; i++) {
-        slots[i] = (int32_t)kna__knn_slot(&set->clusters.list, chosen[i]);
-        int64_t members = level->count[kna__cluster_slot(c, set->kv_head, slots[i])];
+    for (int64_t i = 0; i < list->clusters; i++) {
+        int64_t members = c->level[KNA_CLUSTERS].count[first + list->slots[i]];
         for (int64_t r = 0; r < job->g; r++) {
             for (int64_t x = 0; x < members; x++) {
-                light[r * clusters + i] += w[r * count + x];
+                light[r * list->clusters + i] += w[r * list->keys + x];
             }
         }
         w += members;
     }
-    const uint16_t *first = level->value + kna__cluster_slot(c, set->kv_head, 0) * p->dv;
-    kna__span means = { (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
-    p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, light, (size_t)clusters, (size_t)job->g, means, slots, (size_t)clusters,
-                                (size_t)p->dv);
+    p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, light, (size_t)list->clusters, (size_t)job->g,
+                                mean_values(job, KNA_CLUSTERS, first), list->slots, (size_t)list->clusters, (size_t)p->dv);
 }
 
 /* The values of listed keys, by their softened logits in room->scores; returns how many were read. */
-static int64_t mix_list(const decode_job *job, const decode_set *set, const int32_t *chosen, int64_t clusters, decode_room *room,
-                        int64_t count, const kna__state *states, float *values)
+static int64_t mix_list(const decode_job *job, const decode_set *set, const decode_list *list, decode_room *room,
+                        const kna__state *states, float *values)
 {
+    int64_t count = list->keys;
     const kna__problem *p = job->call->problem;
     knn_heavy *heavy = &room->heavy;
     double least = kna__knn_least_value(job->call);
@@ -394,35 +402,42 @@ static int64_t mix_list(const decode_job *job, const decode_set *set, const int3
     for (int64_t r = 0; r < job->g; r++) {
         weigh_heavy(set, r, heavy, room->scores + r * count, count, states[r].max, least);
     }
-    spare_members(job, set, chosen, clusters, heavy);
+    spare_members(job, set, list, heavy);
     kna__knn_heavy_take(heavy, p->kernels, room->scores, count, job->g, count);
     for (int64_t i = 0; i < heavy->count; i++) {
         heavy->ids[i] = room->ids[heavy->ids[i]];
     }
     p->kernels->mix_at[p->v.type](values, (size_t)p->dv, heavy->weights, (size_t)heavy->count, (size_t)job->g,
                                   kna__span_at(&p->v, set->kv_head, 0), heavy->ids, (size_t)heavy->count, (size_t)p->dv);
-    mix_light(job, set, chosen, clusters, room->scores, count, values);
+    mix_light(job, set, list, room->scores, values);
     return heavy->count;
+}
+
+/* The chunk-th of the set's lists; the keys into ids. */
+static decode_list list_keys(const decode_job *job, const decode_set *set, int64_t chunk, int32_t *ids)
+{
+    int64_t first = chunk * LIST_CLUSTERS;
+    decode_list list = { .clusters = larger(smaller(set->choice.count - first, LIST_CLUSTERS), 0) };
+    for (int64_t i = 0; i < list.clusters; i++) {
+        list.slots[i] = (int32_t)kna__knn_slot(&set->clusters.list, set->choice.chosen[first + i]);
+        list.keys += kna__cluster_rows(&job->call->index->clusters, set->kv_head, list.slots[i], ids + list.keys);
+    }
+    return list;
 }
 
 static void read_list(const decode_job *job, const decode_set *set, int64_t chunk, decode_room *room)
 {
     const kna__problem *p = job->call->problem;
-    const knn_list *list = &set->clusters.list;
-    int64_t part = job->parts.exact + chunk, first = chunk * LIST_CLUSTERS, end = smaller(first + LIST_CLUSTERS, set->choice.count);
-    int64_t count = 0, clusters = larger(end - first, 0);
-    const int32_t *chosen = set->choice.chosen + first;
+    decode_list list = list_keys(job, set, chunk, room->ids);
+    int64_t part = job->parts.exact + chunk, count = list.keys;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
     decode_count *counts = part_count(job, set, part);
-    for (int64_t i = 0; i < clusters; i++) {
-        count += kna__cluster_rows(&job->call->index->clusters, set->kv_head, kna__knn_slot(list, chosen[i]), room->ids + count);
-    }
     counts->keys = count;
     p->kernels->dot_at[p->k.type](room->scores, (size_t)count, set->q, (size_t)p->d, (size_t)job->g,
                                   kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)count, (size_t)p->d);
     counts->stale =
-        kna__knn_stale(job->call, list, set->kv_head, chosen, clusters, set->q, sqrtf(2 * set->half_square[0]), room->scores);
+        kna__knn_stale(job->call, set->kv_head, list.slots, list.clusters, set->q, sqrtf(2 * set->half_square[0]), room->scores);
     for (int64_t r = 0; r < job->g; r++) {
         float *s = room->scores + r * count;
         if (p->options.softcap > 0) {
@@ -430,14 +445,7 @@ static void read_list(const decode_job *job, const decode_set *set, int64_t chun
         }
         states[r] = kna__soften(p->kernels, s, count);
     }
-    counts->values = mix_list(job, set, chosen, clusters, room, count, states, values);
-}
-
-static kna__span mean_values(const decode_job *job, int level, int64_t at)
-{
-    const kna__problem *p = job->call->problem;
-    const uint16_t *first = job->call->index->clusters.level[level].value + at * p->dv;
-    return (kna__span){ (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
+    counts->values = mix_list(job, set, &list, room, states, values);
 }
 
 /* Groups of which no mean may be used: of their clusters all are heavy. */
@@ -448,6 +456,16 @@ static void spare_groups(const decode_job *job, int64_t group_at, int64_t groups
             for (int64_t x = 0; x < KNA_GROUP_SLOTS; x++) {
                 heavy->over[i * KNA_GROUP_SLOTS + x] = 1;
             }
+        }
+    }
+}
+
+static void add_groups(float *sums, const float *z, int64_t groups)
+{
+    for (int64_t i = 0; i < groups; i++, z += KNA_GROUP_SLOTS) {
+        sums[i] = 0;
+        for (int64_t x = 0; x < KNA_GROUP_SLOTS; x++) {
+            sums[i] += z[x];
         }
     }
 }
@@ -474,14 +492,7 @@ static int64_t mix_clusters(const decode_job *job, const decode_set *set, int64_
     p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, heavy->weights, (size_t)heavy->count, (size_t)job->g,
                                 mean_values(job, KNA_CLUSTERS, at), heavy->ids, (size_t)heavy->count, (size_t)p->dv);
     for (int64_t r = 0; r < job->g; r++) {
-        for (int64_t i = 0; i < groups; i++) {
-            const float *left = z + r * size + i * KNA_GROUP_SLOTS;
-            float sum = 0;
-            for (int64_t x = 0; x < KNA_GROUP_SLOTS; x++) {
-                sum += left[x];
-            }
-            room->scores[r * groups + i] = sum;
-        }
+        add_groups(room->scores + r * groups, z + r * size, groups);
     }
     p->kernels->mix[KNA_F16](values, (size_t)p->dv, room->scores, (size_t)groups, (size_t)job->g,
                              mean_values(job, KNA_GROUPS, group_at), (size_t)groups, (size_t)p->dv);

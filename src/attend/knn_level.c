@@ -10,42 +10,28 @@
  * are off, whatever the rows: that is what the level has moved by (at its lower end it moves less). It cannot run away, for above
  * log2 n every key is read and no row is off. Rows not drawn are off as often, up to chance.
  *
- * So that a whole block does not pay for a start that was too low, it is checked first by rows of its own: if more than 2 delta and one
- * of those of some KV head are off, it is computed again with twice the k. These rows count for nothing else: a result that stays
- * because they are not off is off elsewhere more often than they say (measured: 1.4 to 2.2 times in a flat layer).
+ * A block is computed with the levels that earlier ones have left, so k never comes from later queries; blocks are short where levels
+ * are in use. Computing a block again with a larger k when too many of its rows are off was tried: its rows then hang on each other,
+ * and drawn rows that decide whether a result stays say too little of its errors (0.4 to 0.7 of what is off in a flat layer).
  */
 #include "knn.h"
 
 #include <math.h>
 
-#define LEAST_LEVEL 4.0f /* k = 16 */
-#define SHARE_MANY \
-    (1.0 / 96) /* of the rows of a block: 16 per KV head with three query heads each, which costs 5 % at 8,192 keys */
-#define SHARE_CHECK (1.0 / 192)         /* the same, of those that a block is checked by */
+#define LEAST_LEVEL 4.0f                /* k = 16 */
+#define SHARE_MANY  (1.0 / 96)          /* of the rows of a block; auditing them costs 5 % at 8,192 keys */
 #define SHARE_FEW   (1.0 / 64)          /* of the rows decoded, each of which takes as long as an exact one */
-#define MEASURED    ((uint64_t)1 << 32) /* streams of random numbers; below are those of audits */
-#define CHECKED     ((uint64_t)2 << 32)
-#define ATTEMPTS    64 /* more than there are octaves of k */
+#define STREAM      ((uint64_t)1 << 32) /* of random numbers; below are those of audits */
 
 bool kna__knn_has_levels(const kna__problem *p)
 {
     return p->options.delta > 0;
 }
 
-static bool is_few(const kna__problem *p)
-{
-    return p->m * p->g <= KNA_DECODE_ROWS;
-}
-
 kna__draw kna__knn_draw(const kna__problem *p, const kna_index *index)
 {
-    double share = is_few(p) ? SHARE_FEW : SHARE_MANY;
-    return (kna__draw){ kna__knn_has_levels(p) ? share : 0, MEASURED + index->draws };
-}
-
-static double top_of(const kna__problem *p)
-{
-    return log2((double)p->n);
+    double share = p->m * p->g <= KNA_DECODE_ROWS ? SHARE_FEW : SHARE_MANY;
+    return (kna__draw){ kna__knn_has_levels(p) ? share : 0, STREAM + index->draws };
 }
 
 static double level_of(const kna__problem *p, const kna_index *index, int64_t kv_head)
@@ -61,73 +47,21 @@ void kna__knn_set_levels(knn_call *call)
     call->k_most = p->options.k_near;
     for (int64_t head = 0; head < p->h_kv && call->k; head++) {
         double level = level_of(p, index, head);
-        call->k[head] = level >= top_of(p) ? p->n : (int64_t)ceil(exp2(level));
+        call->k[head] = level >= log2((double)p->n) ? p->n : (int64_t)ceil(exp2(level));
         call->k_most = call->k[head] > call->k_most ? call->k[head] : call->k_most;
     }
 }
 
-typedef struct draws {
-    int64_t drawn, off;
-} draws;
-
-/* The block's rows of a KV head that were drawn and did not read every key anyway. */
-static draws draws_of(const knn_call *call, int64_t kv_head)
-{
-    const kna__problem *p = call->problem;
-    draws d = { 0, 0 };
-    for (int64_t row = call->query * p->h; row < (call->query + call->queries) * p->h; row++) {
-        const kna__row_stats *stats = &call->stats[row];
-        bool counts = row % p->h / p->g == kv_head && stats->drawn && !stats->exact;
-        d.drawn += counts;
-        d.off += counts && stats->audit_error > p->options.eps;
-    }
-    return d;
-}
-
-/* A head that reads every key cannot do better. */
-static bool fails(const knn_call *call, const kna_index *index, int64_t kv_head)
-{
-    const kna__problem *p = call->problem;
-    draws d = draws_of(call, kv_head);
-    return (double)d.off > 2 * (double)p->options.delta * (double)d.drawn + 1 && level_of(p, index, kv_head) < top_of(p);
-}
-
-/* What was drawn for the check is forgotten: rows that decided whether a result stays say too little of its errors. */
-static void forget_draws(const knn_call *call)
-{
-    const kna__problem *p = call->problem;
-    for (int64_t row = call->query * p->h; row < (call->query + call->queries) * p->h; row++) {
-        kna__row_stats *stats = &call->stats[row];
-        stats->audit_error = stats->drawn ? -1 : stats->audit_error;
-        stats->drawn = false;
-    }
-}
-
-bool kna__knn_check(const knn_call *call, kna_index *index, int attempt)
-{
-    const kna__problem *p = call->problem;
-    bool again = false;
-    if (!kna__knn_has_levels(p) || is_few(p)) {
-        return false;
-    }
-    kna__audit_rows(p, index, call->stats, call->query, call->queries,
-                    (kna__draw){ SHARE_CHECK, CHECKED + ATTEMPTS * index->draws + (uint64_t)attempt });
-    for (int64_t head = 0; head < p->h_kv; head++) {
-        if (fails(call, index, head)) {
-            index->level[head] = (float)level_of(p, index, head) + 1;
-            again = true;
-        }
-    }
-    forget_draws(call);
-    return again;
-}
-
+/* By the block's rows that were drawn and did not read every key anyway. */
 void kna__knn_move_levels(const knn_call *call, kna_index *index)
 {
     const kna__problem *p = call->problem;
-    for (int64_t head = 0; head < p->h_kv && kna__knn_has_levels(p); head++) {
-        draws d = draws_of(call, head);
-        double moved = level_of(p, index, head) + (double)d.off - (double)p->options.delta * (double)d.drawn;
-        index->level[head] = fmaxf((float)moved, LEAST_LEVEL);
+    for (int64_t row = call->query * p->h; row < (call->query + call->queries) * p->h; row++) {
+        const kna__row_stats *stats = &call->stats[row];
+        int64_t kv_head = row % p->h / p->g;
+        if (stats->drawn && !stats->exact) {
+            double moved = (stats->audit_error > p->options.eps) - (double)p->options.delta;
+            index->level[kv_head] = fmaxf((float)(level_of(p, index, kv_head) + moved), LEAST_LEVEL);
+        }
     }
 }

@@ -63,15 +63,15 @@ double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head
  * The mean of the members' logits is the logit of their mean, up to the rounding of that mean to f16: where it is not, a key has
  * been written without a word.
  */
-int32_t kna__knn_stale(const knn_call *call, const knn_list *list, int64_t kv_head, const int32_t *chosen, int64_t count,
-                       const float *q, float q_norm, const float *logits)
+int32_t kna__knn_stale(const knn_call *call, int64_t kv_head, const int32_t *slots, int64_t count, const float *q, float q_norm,
+                       const float *logits)
 {
     const kna__problem *p = call->problem;
     const kna__clusters *c = &call->index->clusters;
-    const kna__level *level = kna__knn_level(call, list);
+    const kna__level *level = &c->level[KNA_CLUSTERS];
     int32_t stale = 0;
     for (int64_t i = 0; i < count; i++) {
-        int64_t at = kna__level_at(c, list->level, kv_head, kna__knn_slot(list, chosen[i]));
+        int64_t at = kna__cluster_slot(c, kv_head, slots[i]);
         float mean = 0, sum = 0;
         kna__span key = { (const char *)(level->key + at * p->d), 0, NULL };
         p->kernels->dot[KNA_F16](&mean, 1, q, 0, 1, key, 1, (size_t)p->d);

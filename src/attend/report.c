@@ -1,10 +1,12 @@
 /* report.c - the rows' stats as a report has them. */
 #include "report.h"
 
-void kna__report_no_audit(kna_report *report)
+void kna__report_passed(kna_report *report, int64_t audited, float eps)
 {
-    report->audit_mean = report->audit_mean_off = report->audit_over = -1;
-    report->audit_p95 = report->audit_p95_low = report->audit_p95_high = -1;
+    double error = audited ? 0 : -1;
+    report->audited = audited;
+    report->audit_mean = report->audit_mean_off = report->audit_p95 = report->audit_p95_low = report->audit_p95_high = error;
+    report->audit_over = eps > 0 ? error : -1;
 }
 
 static void add_row(kna_report *report, const kna__row_stats *s, float *audits)
@@ -68,6 +70,6 @@ void kna__report_rows(const kna__problem *p, const kna__row_stats *stats, float 
     if (report->audited) {
         add_confidence(report, audits, p->options.eps);
     } else {
-        kna__report_no_audit(report);
+        kna__report_passed(report, 0, p->options.eps);
     }
 }

@@ -28,7 +28,8 @@ typedef struct kna__draw {
 /* report.c - sums and means of all rows, whose stats are (m, h); `audits` has room for one float per row where rows are audited. */
 void kna__report_rows(const kna__problem *problem, const kna__row_stats *stats, float *audits, kna_report *report);
 
-void kna__report_no_audit(kna_report *report);
+/* The audit of a call whose rows read every key: so many were drawn and none is off; 0: there was none. */
+void kna__report_passed(kna_report *report, int64_t audited, float eps);
 
 /* audit.c - one row over all keys it sees: its softmax state, and the sum of weighted values (dv). q is scaled. */
 kna__state kna__exact_row(const kna__problem *problem, const kna_index *index, int64_t head, int64_t query, const float *q,
