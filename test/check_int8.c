@@ -1,4 +1,4 @@
-/* check_int8.c - quantize and scan: the same bits on every level. */
+/* check_int8.c - quantize, scan and scan_codes: the same bits on every level. */
 #include "check.h"
 
 #include <float.h>
@@ -92,24 +92,31 @@ static float *make_scales(job *j, enum slot slot, size_t count)
     return scales;
 }
 
-static void make_scan(job *j)
+/* g queries of d int8 numbers, and n rows of row_bytes bytes of which any is a code. */
+static void make_codes(job *j, size_t d, size_t row_bytes)
 {
-    j->n = j->bench ? j->n : j->n % 40;
     j->g = !j->bench && test_below(50) == 0 ? 30 + test_below(40) : j->g; /* now and then many query heads */
-    j->ld_left = 4 * j->d + (j->bench ? 0 : test_below(5));
-    size_t bytes = (j->g - 1) * j->ld_left + 4 * j->d, block_bytes = 4 * KNA_BLOCK * j->d;
+    j->ld_left = d + (j->bench ? 0 : test_below(5));
+    size_t bytes = (j->g - 1) * j->ld_left + d;
     int8_t *q = check_place(LEFT, bytes, 1, j->bench);
     j->left = (float *)(void *)q;
     for (size_t i = 0; i < bytes; i++) {
         int code = draw_byte(j) - 128;
         q[i] = (int8_t)(code < -127 ? -127 : code); /* what quantize() makes; keys may be -128 too */
     }
-    uint8_t *rows = check_place(ROWS, j->n * block_bytes, 1, j->bench);
-    for (size_t i = 0; i < j->n * block_bytes; i++) {
+    uint8_t *rows = check_place(ROWS, j->n * row_bytes, 1, j->bench);
+    for (size_t i = 0; i < j->n * row_bytes; i++) {
         rows[i] = draw_byte(j);
     }
-    j->rows = (kna__span){ (const char *)rows, block_bytes, make_scales(j, SCALES, j->n * KNA_BLOCK) };
+    j->rows = (kna__span){ (const char *)rows, row_bytes, NULL };
     j->ids = (int32_t *)(void *)make_scales(j, MORE, j->g);
+}
+
+static void make_scan(job *j)
+{
+    j->n = j->bench ? j->n : j->n % 40;
+    make_codes(j, 4 * j->d, 4 * KNA_BLOCK * j->d);
+    j->rows.scales = make_scales(j, SCALES, j->n * KNA_BLOCK);
     check_place_out(j, j->g, j->n * KNA_BLOCK, sizeof(float));
 }
 
@@ -145,11 +152,53 @@ static double work_scan(const job *j)
     return 2.0 * (double)j->g * 64.0 * (double)j->n * (double)j->d;
 }
 
+/* ---- scan_codes: likewise, but n quads of rows in ROWS; d is the number of chunks. */
+static void make_scan_codes(job *j)
+{
+    j->n = j->bench ? j->n : j->n % 40;
+    j->d = j->bench ? j->d : j->d % 9;
+    make_codes(j, KNA_CODE_CHUNK * j->d, KNA_QUAD_BYTES * j->d);
+    check_place_out(j, j->g, j->n * KNA_QUAD, sizeof(float));
+}
+
+static double exact_code_product(const job *j, size_t i, size_t row)
+{
+    int64_t sum = 0;
+    for (size_t c = 0; c < KNA_CODE_CHUNK * j->d; c++) {
+        int code = kna__code_at(packed(j) + row / KNA_QUAD * j->rows.row_bytes, row % KNA_QUAD, c);
+        sum += (int64_t)queries(j)[i * j->ld_left + c] * (2 * code - 15);
+    }
+    return (double)sum;
+}
+
+static void expect_scan_codes(job *j)
+{
+    j->is_judged = true;
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t row = 0; row < j->n * KNA_QUAD; row++) {
+            j->want[i * j->out_cols + row] = (double)(query_scales(j)[i] * (float)exact_code_product(j, i, row));
+            j->bound[i * j->out_cols + row] = 0;
+        }
+    }
+}
+
+static void call_scan_codes(job *j)
+{
+    j->kernels->scan_codes(j->out, j->ldo, queries(j), j->ld_left, query_scales(j), j->g, packed(j), j->n, j->d);
+}
+
+static double work_scan_codes(const job *j)
+{
+    return 2.0 * (double)j->g * KNA_QUAD * KNA_CODE_CHUNK * (double)j->n * (double)j->d;
+}
+
 #define ENTRY(name) #name, offsetof(kna__kernels, name), false, true
 const check checks_int8[] = {
     { ENTRY(quantize), "d", make_quantize, expect_quantize, call_quantize, NULL, verify_quantize, work_quantize, "B",
       { { 1, 1, 64 }, { 1, 1, 128 } } },
     { ENTRY(scan), "gnd", make_scan, expect_scan, call_scan, NULL, NULL, work_scan, "OP",
       { { 1, 128, 16 }, { 3, 128, 16 }, { 4, 128, 32 }, { 8, 64, 16 } } },
+    { ENTRY(scan_codes), "gnd", make_scan_codes, expect_scan_codes, call_scan_codes, NULL, NULL, work_scan_codes, "OP",
+      { { 1, 64, 2 }, { 3, 5, 2 }, { 3, 64, 2 }, { 4, 64, 8 } } },
     { NULL, 0, false, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { { 0 } } },
 };

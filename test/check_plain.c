@@ -188,6 +188,27 @@ static void pack(void)
     }
 }
 
+/* Codes of a quad likewise. */
+static void pack_codes(void)
+{
+    for (size_t chunks = 1; chunks <= 5; chunks++) {
+        size_t bytes = chunks * KNA_QUAD_BYTES, columns = chunks * KNA_CODE_CHUNK;
+        uint8_t *quad = test_guarded(bytes), rows[KNA_QUAD][5 * KNA_CODE_CHUNK];
+        for (size_t r = 0; r < KNA_QUAD; r++) {
+            for (size_t c = 0; c < columns; c++) rows[r][c] = (uint8_t)test_below(16);
+            kna__pack_codes(quad, r, rows[r], chunks);
+        }
+        for (size_t r = 0; r < KNA_QUAD; r++) {
+            for (size_t c = 0; c < columns; c++) {
+                uint8_t byte = quad[((c / 32) * 4 + r) * 16 + c % 16];
+                EXPECT_INT(kna__code_at(quad, r, c), rows[r][c]);
+                EXPECT_INT(c % 32 < 16 ? byte & 15 : byte >> 4, rows[r][c]);
+            }
+        }
+        test_guarded_free(quad, bytes);
+    }
+}
+
 /* ---- top-k, against sorting */
 typedef struct pair {
     float value;
@@ -357,6 +378,7 @@ void check_plain(const char *only)
         { "type_sizes", type_sizes },
         { "nonfinite", nonfinite },
         { "pack", pack },
+        { "pack_codes", pack_codes },
         { "topk", topk },
     };
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {

@@ -12,7 +12,7 @@
  *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
  *   tanh    absolute error <= cap * 6u
  *   scale, axpy, add_f16: one rounding; block_sum: 16u * sum |x|
- *   widen, transpose, select, count, block_max, quantize, scan: the same bits on every level
+ *   widen, transpose, select, count, block_max, quantize, scan, scan_codes: the same bits on every level
  * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
  * and mix_at row by row (for mix, the reference excepted: it rounds once per call).
  * A NaN operand makes the results that use it NaN; select and count take none; max, block_max and quantize must not be given any.
@@ -82,7 +82,17 @@ typedef struct kna__kernels {
      */
     void (*scan)(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *q_scale, size_t g, const uint8_t *packed,
                  const float *scales, size_t blocks, size_t d4);
+    /*
+     * Products of g int8 queries with rows of 4-bit codes 0..15, which stand for code - 7.5:
+     * out[i*ldo + 4b + r] = factor[i] * (2 <q_i, codes> - 15 sum(q_i)), the bracket exact. q_i has 32*chunks numbers in -127..127, zero padded.
+     * Packing: a quad b is four rows, cut into chunks of 32 columns: byte[((b*chunks + c)*4 + r)*16 + i] holds column 32c + i
+     * in its low half and column 32c + 16 + i in its high half.
+     */
+    void (*scan_codes)(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g, const uint8_t *codes,
+                       size_t quads, size_t chunks);
 } kna__kernels;
+
+enum { KNA_QUAD = 4, KNA_CODE_CHUNK = 32, KNA_QUAD_BYTES = 64 /* of a chunk */ };
 
 /* |x|^2. */
 static inline float kna__square(const kna__kernels *kernels, const float *x, int64_t n)
@@ -113,6 +123,10 @@ void kna__pack_row(uint8_t *block, size_t r, const int8_t *row, size_t d, size_t
 /* All 16 rows at once, a transpose of words: rows (16, d4) words of four int8, zero padded; clobbered. 7 times faster. */
 void kna__pack_block(const kna__kernels *kernels, uint8_t *block, uint32_t *rows, size_t d4);
 void kna__unpack_row(int8_t *row, const uint8_t *block, size_t r, size_t d);
+
+/* codes.c - put row r (0..3) of a quad in its place: codes 0..15, zero padded to 32 * chunks columns; and get one back. */
+void kna__pack_codes(uint8_t *quad, size_t r, const uint8_t *row, size_t chunks);
+uint8_t kna__code_at(const uint8_t *quad, size_t r, size_t column);
 
 /*
  * topk.c - the k largest of x[0..n), ties by lower index; n > k >= 1. NaN-free; -inf allowed.

@@ -342,6 +342,50 @@ static void scan_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const
     }
 }
 
+/* ---- codes of four bits */
+
+/* Two rows to a vector, 16 columns of each; pairs fit 16 bits, as 2 * 15 * 127 does, and so do those of low and high halves added up. */
+static inline __m256i code_rows(const int8_t *q, const uint8_t *codes, size_t chunks)
+{
+    __m256i sum = _mm256_setzero_si256(), nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (size_t c = 0; c < chunks; c++) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(codes + c * KNA_QUAD_BYTES));
+        __m256i low = _mm256_and_si256(both, nibble), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+        const __m128i *at = (const __m128i *)(const void *)(q + c * KNA_CODE_CHUNK);
+        __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_broadcastsi128_si256(_mm_loadu_si128(at))),
+                                         _mm256_maddubs_epi16(high, _mm256_broadcastsi128_si256(_mm_loadu_si128(at + 1))));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    return sum;
+}
+
+static int32_t sum_of(const int8_t *q, size_t d)
+{
+    int32_t sum = 0;
+    for (size_t c = 0; c < d; c++) {
+        sum += q[c];
+    }
+    return sum;
+}
+
+static void scan_codes_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g,
+                            const uint8_t *codes, size_t quads, size_t chunks)
+{
+    for (size_t i = 0; i < g; i++) {
+        const int8_t *query = q + i * ldq;
+        __m128i excess = _mm_set1_epi32(15 * sum_of(query, chunks * KNA_CODE_CHUNK));
+        for (size_t b = 0; b < quads; b++) {
+            const uint8_t *quad = codes + b * chunks * KNA_QUAD_BYTES;
+            __m256i halves = _mm256_hadd_epi32(code_rows(query, quad, chunks), code_rows(query, quad + KNA_QUAD_BYTES / 2, chunks));
+            /* 0 0 2 2 | 1 1 3 3 */
+            halves = _mm256_hadd_epi32(halves, halves);
+            __m128i rows = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+            __m128 sums = _mm_cvtepi32_ps(_mm_sub_epi32(_mm_add_epi32(rows, rows), excess));
+            _mm_storeu_ps(out + i * ldo + b * KNA_QUAD, _mm_mul_ps(_mm_set1_ps(factor[i]), sums));
+        }
+    }
+}
+
 bool kna__kernels_avx2(kna__kernels *table)
 {
     V_FILL(table)
@@ -350,6 +394,7 @@ bool kna__kernels_avx2(kna__kernels *table)
     table->count = count_avx2;
     table->quantize = quantize_avx2;
     table->scan = scan_avx2;
+    table->scan_codes = scan_codes_avx2;
     return true;
 }
 

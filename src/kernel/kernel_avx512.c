@@ -259,14 +259,15 @@ static inline __attribute__((always_inline)) void scan_queries(float *out, size_
 /* The sums of up to SCAN_G queries fit on the stack; keys are read once for that many. */
 #define SCAN_G 32
 
-static void excess_of(int32_t *excess, const int8_t *q, size_t ldq, size_t g, size_t d4)
+/* times * the sum of each query's numbers */
+static void sums_of(int32_t *sums, const int8_t *q, size_t ldq, size_t g, size_t d, int32_t times)
 {
     for (size_t i = 0; i < g; i++) {
         int32_t sum = 0;
-        for (size_t c = 0; c < 4 * d4; c++) {
+        for (size_t c = 0; c < d; c++) {
             sum += q[i * ldq + c];
         }
-        excess[i] = 128 * sum;
+        sums[i] = times * sum;
     }
 }
 
@@ -274,7 +275,7 @@ static void scan_group(float *out, size_t ldo, const int8_t *q, size_t ldq, cons
                        const float *scales, size_t blocks, size_t d4)
 {
     int32_t excess[SCAN_G];
-    excess_of(excess, q, ldq, g, d4);
+    sums_of(excess, q, ldq, g, 4 * d4, 128);
     for (size_t b = 0; b < blocks; b += 2) {
         const uint8_t *block = packed + b * d4 * 4 * KNA_BLOCK;
         prefetch_avx512((const char *)block + 2 * V_AHEAD, 2 * d4 * 4 * KNA_BLOCK);
@@ -299,9 +300,94 @@ static void scan_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq,
     }
 }
 
+/* ---- codes of four bits */
+
+/*
+ * A vector holds 16 columns of four rows, four columns of a row to a lane; so a query's columns are the same 16 bytes four times. Up
+ * to four quads at a time, of which the four lanes of each row are summed by transposing.
+ */
+static inline __attribute__((always_inline)) __m512 sum_quads(const __m512i *sum, __m512i excess)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[0], sum[1]), _mm512_unpackhi_epi32(sum[0], sum[1]));
+    __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2], sum[3]), _mm512_unpackhi_epi32(sum[2], sum[3]));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+    all = _mm512_sub_epi32(_mm512_add_epi32(all, all), excess);
+    return _mm512_cvtepi32_ps(_mm512_permutexvar_epi32(order, all));
+}
+
+static inline __attribute__((always_inline)) void code_tile(float *out, size_t ldo, const int8_t *q, size_t ldq,
+                                                            const float *factor, const int32_t *excess, size_t g,
+                                                            const uint8_t *codes, size_t quads, size_t chunks)
+{
+    __m512i sum[4][4], nibble = _mm512_set1_epi8(15);
+    V_UNROLL
+    for (size_t i = 0; i < g; i++) {
+        V_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            sum[i][b] = _mm512_setzero_si512();
+        }
+    }
+    for (size_t c = 0; c < chunks; c++) {
+        V_UNROLL
+        for (size_t b = 0; b < quads; b++) {
+            __m512i both = _mm512_loadu_si512(codes + (b * chunks + c) * KNA_QUAD_BYTES);
+            __m512i low = _mm512_and_si512(both, nibble), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            V_UNROLL
+            for (size_t i = 0; i < g; i++) {
+                const int8_t *at = q + i * ldq + c * KNA_CODE_CHUNK;
+                __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)at));
+                __m512i second = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(at + 16)));
+                sum[i][b] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum[i][b], low, first), high, second);
+            }
+        }
+    }
+    V_UNROLL
+    for (size_t i = 0; i < g; i++) {
+        __m512 result = _mm512_mul_ps(_mm512_set1_ps(factor[i]), sum_quads(sum[i], _mm512_set1_epi32(excess[i])));
+        _mm512_mask_storeu_ps(out + i * ldo, (__mmask16)((1U << (KNA_QUAD * quads)) - 1), result);
+    }
+}
+
+static inline __attribute__((always_inline)) void code_quads(float *out, size_t ldo, const int8_t *q, size_t ldq,
+                                                             const float *factor, const int32_t *excess, size_t g,
+                                                             const uint8_t *codes, size_t quads, size_t chunks)
+{
+    for (; quads >= 4; quads -= 4, codes += 4 * chunks * KNA_QUAD_BYTES, out += 4 * KNA_QUAD) {
+        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 4, chunks);
+    }
+    if (quads == 3) {
+        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 3, chunks);
+    } else if (quads == 2) {
+        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 2, chunks);
+    } else if (quads == 1) {
+        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 1, chunks);
+    }
+}
+
+static void scan_codes_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g,
+                                  const uint8_t *codes, size_t quads, size_t chunks)
+{
+    for (size_t i = 0; i < g; i += 4, out += 4 * ldo, q += 4 * ldq, factor += 4) {
+        int32_t excess[4];
+        size_t some = g - i < 4 ? g - i : 4;
+        sums_of(excess, q, ldq, some, chunks * KNA_CODE_CHUNK, 15);
+        if (some == 4) {
+            code_quads(out, ldo, q, ldq, factor, excess, 4, codes, quads, chunks);
+        } else if (some == 3) {
+            code_quads(out, ldo, q, ldq, factor, excess, 3, codes, quads, chunks);
+        } else if (some == 2) {
+            code_quads(out, ldo, q, ldq, factor, excess, 2, codes, quads, chunks);
+        } else {
+            code_quads(out, ldo, q, ldq, factor, excess, 1, codes, quads, chunks);
+        }
+    }
+}
+
 bool kna__kernels_avx512vnni(kna__kernels *table)
 {
     table->scan = scan_avx512vnni;
+    table->scan_codes = scan_codes_avx512vnni;
     return true;
 }
 

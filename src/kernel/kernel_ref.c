@@ -260,6 +260,21 @@ static void scan_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, const 
     }
 }
 
+static void scan_codes_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g, const uint8_t *codes,
+                           size_t quads, size_t chunks)
+{
+    for (size_t i = 0; i < g; i++) {
+        for (size_t row = 0; row < quads * KNA_QUAD; row++) {
+            const uint8_t *quad = codes + row / KNA_QUAD * chunks * KNA_QUAD_BYTES;
+            int32_t sum = 0;
+            for (size_t c = 0; c < chunks * KNA_CODE_CHUNK; c++) {
+                sum += q[i * ldq + c] * (2 * kna__code_at(quad, row % KNA_QUAD, c) - 15);
+            }
+            out[i * ldo + row] = factor[i] * (float)sum;
+        }
+    }
+}
+
 bool kna__kernels_ref(kna__kernels *table)
 {
 #define REF_FILL(name, type)                    \
@@ -287,5 +302,6 @@ bool kna__kernels_ref(kna__kernels *table)
     table->block_sum = block_sum_ref;
     table->quantize = quantize_ref;
     table->scan = scan_ref;
+    table->scan_codes = scan_codes_ref;
     return true;
 }
