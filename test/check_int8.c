@@ -158,7 +158,13 @@ static void make_scan_codes(job *j)
     j->n = j->bench ? j->n : j->n % 40;
     j->d = j->bench ? j->d : j->d % 9;
     make_codes(j, KNA_CODE_CHUNK * j->d, KNA_QUAD_BYTES * j->d);
+    j->rows.scales = make_scales(j, SCALES, j->n * KNA_QUAD);
     check_place_out(j, j->g, j->n * KNA_QUAD, sizeof(float));
+    for (size_t i = 0; i < j->g; i++) {
+        for (size_t row = 0; row < j->out_cols; row++) {
+            ((float *)j->out)[i * j->ldo + row] = check_draw(j->flavour == NOT_A_NUMBER ? NORMAL : j->flavour, row);
+        }
+    }
 }
 
 static double exact_code_product(const job *j, size_t i, size_t row)
@@ -176,7 +182,8 @@ static void expect_scan_codes(job *j)
     j->is_judged = true;
     for (size_t i = 0; i < j->g; i++) {
         for (size_t row = 0; row < j->n * KNA_QUAD; row++) {
-            j->want[i * j->out_cols + row] = (double)(query_scales(j)[i] * (float)exact_code_product(j, i, row));
+            float factor = query_scales(j)[i] * j->rows.scales[row], before = ((const float *)j->out)[i * j->ldo + row];
+            j->want[i * j->out_cols + row] = (double)fmaf(factor, (float)exact_code_product(j, i, row), before);
             j->bound[i * j->out_cols + row] = 0;
         }
     }
@@ -184,7 +191,7 @@ static void expect_scan_codes(job *j)
 
 static void call_scan_codes(job *j)
 {
-    j->kernels->scan_codes(j->out, j->ldo, queries(j), j->ld_left, query_scales(j), j->g, packed(j), j->n, j->d);
+    j->kernels->scan_codes(j->out, j->ldo, queries(j), j->ld_left, query_scales(j), j->g, packed(j), j->rows.scales, j->n, j->d);
 }
 
 static double work_scan_codes(const job *j)

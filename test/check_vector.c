@@ -1,4 +1,4 @@
-/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, softcap, add_f16, select, count, block_max, block_sum. */
+/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, lift, softcap, add_f16, select, count, block_max, block_sum. */
 #include "check.h"
 
 static float *out_of(const job *j)
@@ -167,6 +167,20 @@ static void expect_axpy(job *j)
 static void call_axpy(job *j)
 {
     j->kernels->axpy(j->out, j->a, j->left, j->n);
+}
+
+/* ---- lift */
+static void expect_lift(job *j)
+{
+    for (size_t i = 0; i < j->n; i++) {
+        double by = (double)(j->left[i] - j->a), exact = (double)out_of(j)[i] > by ? (double)out_of(j)[i] : by;
+        expect_cell(j, i, exact, 0);
+    }
+}
+
+static void call_lift(job *j)
+{
+    j->kernels->lift(j->out, j->left, j->a, j->n);
 }
 
 /* ---- softcap */
@@ -364,6 +378,8 @@ const check checks_vector[] = {
     { ENTRY(scale), true, "n", make_update, expect_scale, call_scale, NULL, NULL, work_update, "B",
       { { 1, 64, 0 }, { 1, 4096, 0 } } },
     { ENTRY(axpy), false, "n", make_update, expect_axpy, call_axpy, NULL, NULL, work_update, "B",
+      { { 1, 64, 0 }, { 1, 4096, 0 } } },
+    { ENTRY(lift), false, "n", make_update, expect_lift, call_lift, NULL, NULL, work_update, "B",
       { { 1, 64, 0 }, { 1, 4096, 0 } } },
     { ENTRY(softcap), false, "n", make_softcap, expect_softcap, call_softcap, NULL, NULL, work_update, "B", { { 1, 4096, 0 } } },
     { ENTRY(add_f16), false, "n", make_add_f16, expect_add_f16, call_add_f16, NULL, NULL, work_add_f16, "B", { { 1, 4096, 0 } } },

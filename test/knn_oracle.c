@@ -3,10 +3,13 @@
 
 #define HIDDEN (-(double)INFINITY)
 
-enum { PROBES = 16 }; /* queries before a tile that choose for it */
+enum { PROBES = 16, CODED = 3 }; /* queries before a tile that choose for it; clusters by codes for one by keys */
 
-/* Of few rows: least share of softmax, in any of them, for which a key's value is read; a cluster's mean value. */
-static const double least_value = 2e-4, least_mean = 5e-4;
+/* Least share of softmax, in any of the rows that read together, for which a key's value is read; its key; of few rows, a cluster's mean value. */
+static const double least_value = 2e-4, least_key = 2e-3, least_mean = 5e-4;
+
+/* What is read of a key: nothing, for its cluster's means stand for it; its code; that and its value; key and value. */
+enum { BY_MEAN, BY_CODE, OWN_VALUE, IN_FULL };
 
 /* ---- one choice */
 
@@ -35,7 +38,9 @@ typedef struct choice {
     double *top;     /* (rows) */
     double *square;  /* (rows) |q|^2 */
     double *logits;  /* (n) */
-    double *weight;  /* (n) largest share of softmax in any row; infinite: its value is read anyway */
+    int8_t *codes;   /* (rows, d) queries in 8 bits */
+    float *code_scale; /* (rows) */
+    char *how;       /* (n) what is read of a key */
     double mean_square, error;
     bool doubtful;
 } choice;
@@ -93,9 +98,20 @@ static int64_t shared_clusters(const choice *x)
     return (count_option(x->o->options.k_near, 384) * together + 15) / 16;
 }
 
+static bool is_tile(const choice *x)
+{
+    return x->tile > x->o->g;
+}
+
+/* By codes more clusters are looked into than by keys. */
+static int64_t by_codes(const choice *x, int64_t clusters)
+{
+    return x->o->options.eps > 0 ? clusters : CODED * clusters;
+}
+
 static int64_t own_clusters(const choice *x)
 {
-    return x->tile <= x->o->g ? 0 : (count_option(x->o->options.k_near, 384) + 15) / 16;
+    return is_tile(x) ? (count_option(x->o->options.k_near, 384) + 15) / 16 : 0;
 }
 
 static int64_t budget(const choice *x)
@@ -152,8 +168,8 @@ static void find_clusters(choice *x)
 static void find_probes(choice *x)
 {
     const oracle *o = x->o;
-    bool is_tile = x->tile > 16 || x->queries > 1; /* few rows go one by one */
-    if (is_tile && has_order(o) && x->clusters.count) {
+    bool is_many = x->tile > 16 || x->queries > 1; /* few rows go one by one */
+    if (is_many && has_order(o) && x->clusters.count) {
         int64_t row = x->clusters.slot[0] / KNA_SLOTS * KNA_PIECE, first = row ? row : KNA_FIRST_ROWS;
         while (x->probes < PROBES && x->query > x->probes &&
                all_see_plainly(o, x->query - x->probes - 1, x->query - x->probes, first, row + KNA_PIECE)) {
@@ -161,7 +177,7 @@ static void find_probes(choice *x)
         }
     }
     x->rows = x->tile + x->probes * o->g;
-    x->choosers = is_tile && has_order(o) ? (x->probes + 1) * o->g : x->rows;
+    x->choosers = is_many && has_order(o) ? (x->probes + 1) * o->g : x->rows;
 }
 
 static int64_t head_of(const choice *x, int64_t r)
@@ -184,6 +200,10 @@ static void begin_row(choice *x, int64_t r)
     if (r < x->choosers) x->mean_square += x->square[r] / (double)x->choosers;
     x->top[r] = HIDDEN;
     for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
+    float *scaled = malloc((size_t)o->d * sizeof *scaled);
+    for (int64_t i = 0; i < o->d; i++) scaled[i] = (float)q[i] * (float)o->scale;
+    x->code_scale[r] = kna__kernels_get(KNA_CPU_REF)->quantize(x->codes + r * o->d, scaled, (size_t)o->d);
+    free(scaled);
     for (int64_t j = 0; j < o->n; j++) x->exact[r] += x->clustered[j] || x->logits[j] == HIDDEN ? 0 : exp(x->logits[j] - x->top[r]);
 }
 
@@ -294,12 +314,12 @@ static double closed_mass(const choice *x, int64_t r)
 
 static void choose_all(choice *x)
 {
-    bool is_tile = own_clusters(x) > 0;
+    bool tile = is_tile(x);
     double eps = (double)x->o->options.eps;
     x->error = x->deep ? open_groups(x) : 0;
     for (int64_t r = 0; r < x->rows; r++) weigh(x, &x->clusters, r, x->exact[r] + closed_mass(x, r));
-    double error = choose(x, &x->clusters, shared_clusters(x), is_tile ? (double)INFINITY : eps - x->error);
-    x->error += is_tile ? 0 : error;
+    double error = choose(x, &x->clusters, tile ? shared_clusters(x) : by_codes(x, shared_clusters(x)), tile ? (double)INFINITY : eps - x->error);
+    x->error += tile ? 0 : error;
 }
 
 /* ---- one row, the choice made */
@@ -311,7 +331,7 @@ static double choose_own(choice *x, int64_t r, bool *taken)
     double *score = malloc((size_t)(m->count + 1) * sizeof *score), *mass = x->clusters.mass + r * m->count;
     bool *now = malloc((size_t)m->count + 1);
     for (int64_t s = 0; s < m->count; s++) score[s] = mass[s] * stray(x, m, s);
-    double error = take_enough(x, m, score, mass, x->total[r], own_clusters(x), (double)x->o->options.eps - x->error, taken, now);
+    double error = take_enough(x, m, score, mass, x->total[r], by_codes(x, own_clusters(x)), (double)x->o->options.eps - x->error, taken, now);
     memcpy(taken, now, (size_t)m->count);
     free(now);
     free(score);
@@ -325,10 +345,10 @@ static bool is_heavy(choice *x, double share, double least)
     return share >= least;
 }
 
-/* Few rows leave out values that weigh little in all of them, unless an error is asked for. */
+/* Few rows leave out mean values that weigh little in all of them, unless an error is asked for. */
 static bool leaves_out(const choice *x)
 {
-    return own_clusters(x) == 0 && x->o->options.eps == 0;
+    return !is_tile(x) && x->o->options.eps == 0;
 }
 
 static double share_of(const choice *x, int64_t r, double logit)
@@ -337,12 +357,45 @@ static double share_of(const choice *x, int64_t r, double logit)
     return x->total[r] > 0 ? exp(logit - x->top[r]) / x->total[r] : (double)INFINITY;
 }
 
-static void weigh_keys(choice *x)
+/* Number i of a cluster's members among all that the index has of a KV head. */
+static int64_t place_of(const choice *x, int64_t s, int64_t i)
 {
-    for (int64_t j = 0; j < x->o->n; j++) x->weight[j] = leaves_out(x) ? 0 : (double)INFINITY;
-    for (int64_t r = 0; r < x->rows && leaves_out(x); r++) {
-        oracle_logits(x->o, head_of(x, r), query_of(x, r), x->logits);
-        for (int64_t j = 0; j < x->o->n; j++) x->weight[j] = fmax(x->weight[j], share_of(x, r, x->logits[j]));
+    const kna__clusters *c = &x->index->clusters;
+    return kna__unit_row(c, x->clusters.slot[s] / KNA_SLOTS) + c->first[x->clusters.at[s]] + i;
+}
+
+/* The logit of a member by its code. */
+static double code_logit(const choice *x, int64_t r, int64_t s, int64_t i)
+{
+    const oracle *o = x->o;
+    const kna__clusters *c = &x->index->clusters;
+    int64_t at = x->clusters.at[s], place = x->kv_head * c->capacity * KNA_PIECE + place_of(x, s, i);
+    const double *q = o->q + (head_of(x, r) * o->m + query_of(x, r)) * o->d;
+    const uint8_t *quad = c->code + (size_t)(place / KNA_QUAD) * kna__code_chunks(o->d) * KNA_QUAD_BYTES;
+    double z = 0, beside = 0, cap = (double)o->options.softcap;
+    for (int64_t j = 0; j < o->d; j++) {
+        z += o->scale * q[j] * oracle_f16(c->level[KNA_CLUSTERS].key[at * o->d + j]);
+        beside += x->codes[r * o->d + j] * ((double)kna__code_at(quad, (size_t)(place % KNA_QUAD), (size_t)j) - 7.5);
+    }
+    z += (double)x->code_scale[r] * (double)c->step[at] * beside;
+    return cap > 0 ? cap * tanh(z / cap) : z;
+}
+
+/* Rows from .. to - 1 look into a cluster together: what is read of its members, and what is left to its means. */
+static void look_into(choice *x, int64_t s, int64_t from, int64_t to)
+{
+    int32_t ids[KNA_SEGMENT];
+    int64_t n = kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids);
+    bool all = must_look(x, &x->clusters, s) || x->o->options.eps > 0;
+    for (int64_t r = from; r < to; r++) x->clusters.mass[r * x->clusters.count + s] = 0;
+    for (int64_t i = 0; i < n; i++) {
+        bool spot = ((x->o->n * 37 - place_of(x, s, i)) & 63) == 0;
+        double share = all || spot ? (double)INFINITY : 0;
+        for (int64_t r = from; r < to && share < 1; r++) share = fmax(share, share_of(x, r, code_logit(x, r, s, i)));
+        x->how[ids[i]] = is_heavy(x, share, least_key) ? IN_FULL : is_heavy(x, share, least_value) ? OWN_VALUE : BY_CODE;
+        for (int64_t r = from; r < to && x->how[ids[i]] == BY_CODE; r++) {
+            x->clusters.mass[r * x->clusters.count + s] += exp(code_logit(x, r, s, i) - x->top[r]);
+        }
     }
 }
 
@@ -365,13 +418,13 @@ static void add_mean_value(const choice *x, double *out, const kna__level *level
     for (int64_t i = 0; i < x->o->dv; i++) out[i] += weight * oracle_f16(level->value[at * x->o->dv + i]);
 }
 
-/* Means of those not looked into, for row r: a cluster's, or if it weighs little in all rows its group's. Returns their mass. */
-static double mix_means(choice *x, const means *m, int64_t r, const bool *taken, double *out)
+/* Means for row r: a cluster's, or if it weighs little in all rows its group's. Returns their mass. `gone`: have none left. */
+static double mix_means(choice *x, const means *m, int64_t r, const bool *gone, double *out)
 {
     const kna__clusters *c = &x->index->clusters;
     double tail = 0;
     for (int64_t s = 0; s < m->count; s++) {
-        if (taken[s]) continue;
+        if (gone[s]) continue;
         double mass = m->mass[r * m->count + s];
         int64_t group = kna__level_at(c, KNA_GROUPS, x->kv_head, m->slot[s] / KNA_GROUP_SLOTS);
         bool own = m->kind == KNA_GROUPS || kna__level_always(c, KNA_GROUPS, group);
@@ -382,37 +435,45 @@ static double mix_means(choice *x, const means *m, int64_t r, const bool *taken,
     return tail;
 }
 
+/* Members of a cluster looked into. Returns the sum of weights of those whose value is read. */
+static double mix_members(choice *x, int64_t r, int64_t s, double *out, knn_row *row)
+{
+    const oracle *o = x->o;
+    int32_t ids[KNA_SEGMENT];
+    int64_t n = kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int how = x->how[ids[i]];
+        row->full += how == IN_FULL;
+        if (how == BY_CODE) continue;
+        double weight = exp((how == IN_FULL ? x->logits[ids[i]] : code_logit(x, r, s, i)) - x->top[r]);
+        add_value(out, o->v + (x->kv_head * o->n + ids[i]) * o->dv, weight, o->dv);
+        sum += weight;
+    }
+    return sum;
+}
+
 /* out and the sum of weights; the sum of the tail's into *tail. */
 static double mix(choice *x, int64_t r, const bool *taken, double *out, double *tail, knn_row *row)
 {
     const oracle *o = x->o;
-    const double *v = o->v + x->kv_head * o->n * o->dv;
     double sum = 0;
-    bool *read = calloc((size_t)o->n + 1, 1);
-    int64_t *cluster = malloc((size_t)(o->n + 1) * sizeof *cluster);
-    int32_t ids[KNA_SEGMENT];
+    bool *gone = calloc((size_t)x->clusters.count + 1, 1); /* what a tile shares is read in full */
     for (int64_t i = 0; i < o->dv; i++) out[i] = 0;
-    for (int64_t j = 0; j < o->n; j++) read[j] = !x->clustered[j];
     for (int64_t s = 0; s < x->clusters.count; s++) {
-        int64_t n = taken[s] ? kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids) : 0;
-        for (int64_t i = 0; i < n; i++) read[ids[i]] = true;
-        for (int64_t i = 0; i < n; i++) cluster[ids[i]] = must_look(x, &x->clusters, s) ? -1 : x->clusters.at[s];
+        gone[s] = is_tile(x) && x->clusters.chosen[s];
+        sum += taken[s] ? mix_members(x, r, s, out, row) : 0;
     }
-    *tail = mix_means(x, &x->clusters, r, taken, out) + (x->deep ? mix_means(x, &x->groups, r, x->groups.chosen, out) : 0);
+    *tail = mix_means(x, &x->clusters, r, gone, out) + (x->deep ? mix_means(x, &x->groups, r, x->groups.chosen, out) : 0);
     for (int64_t j = 0; j < o->n; j++) {
         row->seen += x->logits[j] > HIDDEN;
-        row->full += read[j] && x->logits[j] > HIDDEN;
-        if (!read[j] || x->logits[j] == HIDDEN) continue;
+        if (x->clustered[j] || x->logits[j] == HIDDEN) continue;
         double weight = exp(x->logits[j] - x->top[r]);
+        row->full++;
         sum += weight;
-        if (!x->clustered[j] || cluster[j] < 0 || is_heavy(x, x->weight[j], least_value)) {
-            add_value(out, v + j * o->dv, weight, o->dv);
-        } else {
-            add_mean_value(x, out, x->clusters.level, cluster[j], weight);
-        }
+        add_value(out, o->v + (x->kv_head * o->n + j) * o->dv, weight, o->dv);
     }
-    free(cluster);
-    free(read);
+    free(gone);
     return sum + *tail;
 }
 
@@ -489,13 +550,15 @@ static choice choice_new(const oracle *o, const kna_index *index, int64_t kv_hea
     x.top = calloc(rows, sizeof *x.top);
     x.square = calloc(rows, sizeof *x.square);
     x.logits = malloc((size_t)(o->n + 1) * sizeof *x.logits);
-    x.weight = malloc((size_t)(o->n + 1) * sizeof *x.weight);
+    x.codes = malloc(rows * (size_t)o->d + 1);
+    x.code_scale = malloc(rows * sizeof *x.code_scale);
+    x.how = calloc((size_t)o->n + 1, 1);
     return x;
 }
 
 static void choice_free(choice *x)
 {
-    void *held[] = { x->clustered, x->exact, x->total, x->top, x->square, x->logits, x->weight };
+    void *held[] = { x->clustered, x->exact, x->total, x->top, x->square, x->logits, x->codes, x->code_scale, x->how };
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) free(held[i]);
     means_free(&x->groups);
     means_free(&x->clusters);
@@ -509,12 +572,20 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
     find_probes(&x);
     for (int64_t r = 0; r < x.rows; r++) begin_row(&x, r);
     if (x.clusters.count) choose_all(&x);
-    weigh_keys(&x);
+    for (int64_t s = 0; s < x.clusters.count; s++) {
+        int32_t ids[KNA_SEGMENT];
+        int64_t n = x.clusters.chosen[s] && is_tile(&x) ? kna__cluster_rows(&index->clusters, kv_head, x.clusters.slot[s], ids) : 0;
+        for (int64_t i = 0; i < n; i++) x.how[ids[i]] = IN_FULL;
+        if (x.clusters.chosen[s] && !is_tile(&x)) look_into(&x, s, 0, x.rows);
+    }
     bool *taken = malloc((size_t)x.clusters.count + 1), shared_doubt = x.doubtful;
     for (int64_t r = x.rows - x.tile; r < x.rows; r++) {
         memcpy(taken, x.clusters.chosen, (size_t)x.clusters.count);
         x.doubtful = shared_doubt;
         double error = x.error + (own_clusters(&x) && x.clusters.count ? choose_own(&x, r, taken) : 0);
+        for (int64_t s = 0; s < x.clusters.count && is_tile(&x); s++) {
+            if (taken[s] && !x.clusters.chosen[s]) look_into(&x, s, r, r + 1);
+        }
         knn_row row = finish_row(&x, r, taken, error, tolerance, t->e);
         add_row(t, &row);
     }

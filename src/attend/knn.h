@@ -1,7 +1,7 @@
 /*
  * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_level.c (k for a request), knn_plan.c (which rows
- * how), knn_mass.c (what clusters weigh), knn_choose.c (which are looked into), knn_heavy.c (which values are read), knn_decode.c (few
- * queries) and knn_prefill.c (many) share.
+ * how), knn_mass.c (what clusters weigh), knn_choose.c (which are looked into), knn_codes.c (what their members weigh, about), knn_heavy.c
+ * (which are worth reading), knn_members.c (reading them), knn_decode.c (few queries) and knn_prefill.c (many) share.
  *
  * A cluster whose keys are not read stands in the softmax as one pseudo-key: logit and value are its means, its mass
  * count * exp(mean logit) * (1 + |q|^2 spread / 2), the second-order estimate of the sum of exp over its members.
@@ -64,9 +64,9 @@ void kna__knn_move_levels(const knn_call *call, kna_index *index);            /*
 void kna__knn_plan_cut(knn_plan *plan, const knn_call *call, kna__cutter *cutter);
 int64_t kna__knn_most_ranges(const knn_call *call);
 void kna__knn_plan(const knn_call *call, knn_plan *plan, int64_t query, int64_t queries);
-/* What a row reads beside the ranges of its plan: keys of chosen clusters and values of them, means of keys and of values. */
+/* What a row reads beside the ranges of its plan: of chosen clusters codes of keys, keys and values; means of keys and of values. */
 typedef struct knn_read {
-    double keys, values, key_means, value_means;
+    double codes, keys, values, key_means, value_means;
 } knn_read;
 /* The stats of a row of the plan that also reads this; errors and the rest are not known yet. */
 kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64_t head, int64_t query, const knn_read *read);
@@ -133,14 +133,43 @@ float kna__knn_choose(const knn_call *call, const knn_list *list, int64_t kv_hea
 float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice *choice, float *z, double total, int64_t want,
                           float error);
 
-/* knn_heavy.c - which of the values that rows could read together are worth it. */
+/* knn_codes.c - logits of members by their codes. */
+typedef struct knn_codes {
+    int8_t *q;    /* (rows, ld) queries in 8 bits */
+    float *scale; /* (rows) of theirs */
+    size_t ld;
+    int64_t rows;
+} knn_codes;
+void kna__knn_codes_cut(knn_codes *codes, const knn_call *call, int64_t rows, kna__cutter *cutter);
+void kna__knn_codes_begin(knn_codes *codes, const knn_call *call, const float *q); /* (rows, d) scaled */
+/*
+ * Places are numbered through the index's `code` and `member` arrays; these are whole quads. What codes say beside the mean is added to
+ * logits (rows, places) at ldl, which hold those of the mean keys; step: of each place. Nothing is done of a softcap.
+ */
+void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step, float *logits,
+                        int64_t ldl);
+/* They will be wanted soon: they start anywhere, which no hardware foresees. */
+void kna__knn_codes_expect(const knn_call *call, int64_t place, int64_t places);
+/* How far a logit of the cluster at `at` may be from what the cache says; more, and the cache has changed. */
+float kna__knn_codes_bound(const knn_call *call, int64_t at, float q_norm);
+/*
+ * A place whose key is read whatever its code says, at or after this one; other ones for every n, one in 64: or nobody would see that the
+ * cache has changed.
+ */
+static inline int64_t kna__knn_spot(int64_t place, int64_t n)
+{
+    return place + ((n * 37 - place) & 63);
+}
+
+/* knn_heavy.c - which keys and values are worth reading. */
 typedef struct knn_heavy {
     float *over;    /* largest weight of any row, over that row's limit */
     int32_t *ids;   /* the heavy ones, ascending */
     float *weights; /* (rows, count) theirs */
     int64_t count;
 } knn_heavy;
-/* Least shares of softmax: of a key, for its own value to be read; of a cluster, for its mean value. */
+/* Least shares of softmax: of a key, for it to be read itself; for its own value to be; of a cluster, for its mean value. 0: all are. */
+double kna__knn_least_key(const knn_call *call);
 double kna__knn_least_value(const knn_call *call);
 double kna__knn_least_mean(const knn_call *call);
 /* Room for so many rows of at most `most` weights. */
@@ -151,20 +180,77 @@ void kna__knn_heavy_row(knn_heavy *heavy, const float *w, int64_t count, double 
 /* The heavy ones out of w (rows, count) at ldw, where they are 0 then. */
 void kna__knn_heavy_take(knn_heavy *heavy, const kna__kernels *kernels, float *w, int64_t ldw, int64_t rows, int64_t count);
 
+/* knn_members.c - the keys of clusters looked into. */
+
+/* A few rows that look into the same clusters. */
+typedef struct knn_readers {
+    int64_t rows, kv_head;
+    const float *q;          /* (rows, d) scaled */
+    knn_codes codes;         /* the same in 8 bits */
+    const double *log_total; /* (rows) log of all of the softmax, as estimated; -infinity: not known */
+    const float *logits;     /* (rows, ldz) of the list's mean keys, without softcap; NULL: not at hand */
+    float *z;                /* (rows, ldz) masses of the list's clusters, relative to exp(base) */
+    int64_t ldz;
+    const float *base;       /* (rows) */
+} knn_readers;
+
+/* What has been read: codes of keys, keys, values. */
+typedef struct knn_count {
+    int64_t codes, keys, values;
+    int32_t stale; /* clusters found to be described wrongly */
+} knn_count;
+
+/* A cluster, and its places among those of the list. */
+typedef struct knn_member_cluster {
+    int64_t at; /* in the index's arrays */
+    int32_t first, count;
+    bool always;
+} knn_member_cluster;
+
+/* Clusters side by side: their places are too. As codes come in quads, those at both ends may be of other clusters. */
+typedef struct knn_member_run {
+    int64_t place; /* in the index's arrays */
+    int64_t unit;  /* row that members are counted from */
+    int32_t first, count;
+} knn_member_run;
+
+typedef struct knn_members {
+    const int32_t *numbers; /* clusters, by their numbers in the list */
+    int64_t clusters, runs, places;
+    knn_member_cluster *cluster;
+    knn_member_run *run;
+    int32_t *slots;    /* clusters */
+    float *logits;     /* (rows, places), later weights */
+    float *means;      /* (rows, clusters) logits of mean keys, without softcap */
+    float *step;       /* places */
+    float *above;      /* places: log of the largest share of softmax of any row, less the least that is worth a value */
+    int32_t *values;   /* places whose values are read, ascending; room for all */
+    int32_t *keys;     /* places whose keys are */
+    int32_t *value_rows, *key_rows; /* of the cache, theirs */
+    float *weights;    /* (rows, as many) */
+    knn_count count;
+} knn_members;
+/* Room for so many rows and clusters at a time. */
+void kna__knn_members_cut(knn_members *members, const knn_call *call, int64_t rows, int64_t clusters, kna__cutter *cutter);
+/* The logits of all members of clusters, as well as they have to be known. */
+void kna__knn_members_read(const knn_call *call, const knn_readers *by, const knn_list *list, const int32_t *numbers, int64_t count,
+                           knn_members *members);
+/*
+ * Those logits having been made weights, relative to exp(states[r].max): the values that are worth it are added to out (rows, dv) and
+ * their weights to states[r].sum; the other weights become the masses of their clusters.
+ */
+void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_members *members, kna__state *states, float *out);
+
 /* knn_budget.c - how many. */
 int64_t kna__knn_k(const knn_call *call, int64_t kv_head);              /* k of a KV head */
 int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows); /* clusters that so many rows read together */
-int64_t kna__knn_own(int64_t k);                                        /* clusters that a row of a tile reads beside those */
+int64_t kna__knn_own(int64_t k, const knn_call *call);                                     /* clusters that a row of a tile reads beside those */
 int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near */
 int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows); /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */
 bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int64_t rows);
 /* Keys that so many clusters hold at most. */
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
-
-/* How many of these clusters are not what the cache holds, by one row's logits of their members, cluster after cluster. */
-int32_t kna__knn_stale(const knn_call *call, int64_t kv_head, const int32_t *slots, int64_t count, const float *q, float q_norm,
-                       const float *logits);
 
 int kna__attend_knn_decode(knn_call *call);
 int kna__attend_knn_prefill(knn_call *call);

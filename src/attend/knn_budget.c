@@ -20,20 +20,29 @@ static int64_t clusters_of(int64_t keys)
     return (keys + KNA_MEMBERS - 1) / KNA_MEMBERS;
 }
 
-int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows)
+#include <stdlib.h>
+static double coded(void) { static double v; if (!v) { const char *e = getenv("HKC"); v = e ? atof(e) : 3; } return v; }
+static int64_t shared(int64_t k, const knn_call *call, int64_t rows)
 {
     return clusters_of(k * (rows == 1 ? 1 : rows <= call->problem->g ? SHARED_BY_GROUP : SHARED_BY_TILE));
 }
 
-int64_t kna__knn_own(int64_t k)
+int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows)
 {
-    return clusters_of(k);
+    int64_t few = rows <= call->problem->g && kna__knn_limit(call) == 0;
+    return few ? (int64_t)(coded() * (double)shared(k, call, rows)) : shared(k, call, rows);
+}
+
+static double coded_own(void) { static double v; if (!v) { const char *e = getenv("HKO"); v = e ? atof(e) : 3; } return v; }
+int64_t kna__knn_own(int64_t k, const knn_call *call)
+{
+    return kna__knn_limit(call) == 0 ? (int64_t)(coded_own() * (double)clusters_of(k)) : clusters_of(k);
 }
 
 /* All that one of `rows` rows reads. */
 static int64_t budget(int64_t k, const knn_call *call, int64_t rows)
 {
-    return kna__knn_shared(k, call, rows) + (rows <= call->problem->g ? 0 : kna__knn_own(k));
+    return shared(k, call, rows) + (rows <= call->problem->g ? 0 : clusters_of(k));
 }
 
 /*

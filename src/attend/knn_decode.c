@@ -16,15 +16,16 @@
 enum {
     MEANS = 512,      /* clusters or groups per task */
     EXACT_KEYS = 512, /* rows of a range per task */
-    LIST_CLUSTERS = 8 /* chosen clusters per task: about 128 keys */
+    LIST_CLUSTERS = 16 /* chosen clusters per task: about 256 keys */
 };
 
 /* Clusters of one level, as a set's rows weigh them. */
 typedef struct decode_means {
     knn_list list;
-    float *z;     /* (g, list.size) mean logits, then masses */
-    float *max;   /* (g) what the masses are relative to */
-    double *tail; /* (g) masses left after the choice, relative to exp(max) */
+    float *z;      /* (g, list.size) mean logits, then masses */
+    float *logits; /* (g, list.size) those, without softcap; clusters only */
+    float *max;    /* (g) what the masses are relative to */
+    double *tail;  /* (g) masses left to means, relative to exp(max) */
 } decode_means;
 
 /* What belongs to one set. */
@@ -35,16 +36,11 @@ typedef struct decode_set {
     bool is_deep;
     int64_t kv_head, query;
     float *q;           /* (g, d) scaled */
+    knn_codes codes;    /* the same in 8 bits */
     float *half_square; /* (g) */
     double *log_total;  /* (g) log of all of the softmax, as estimated; -infinity: not known */
     float error;        /* estimated; negative: nobody asked */
 } decode_set;
-
-/* What a part has read. */
-typedef struct decode_count {
-    int64_t keys, values;
-    int32_t stale;
-} decode_count;
 
 /* The most tasks that any set has in the steps, one kind after the other: the parts that results are joined from. */
 typedef struct decode_parts {
@@ -59,31 +55,25 @@ typedef struct decode_job {
     decode_set *set;
     kna__state *states;   /* (parts, sets, g) */
     float *values;        /* (parts, sets, g, dv) */
-    decode_count *counts; /* (parts, sets) */
+    knn_count *counts; /* (parts, sets) */
     char *rooms;
     size_t room_bytes;
 } decode_job;
 
 /* A worker's room. */
 typedef struct decode_room {
-    float *scores; /* (g, EXACT_KEYS), (g, keys of a list chunk) or (g, groups) */
-    int32_t *ids;  /* keys of a list chunk */
-    knn_heavy heavy;
+    float *scores; /* (g, EXACT_KEYS) or (g, groups of a chunk) */
+    knn_members members;
+    knn_heavy heavy; /* means of a chunk */
 } decode_room;
-
-static int64_t room_keys(const decode_job *job)
-{
-    int64_t most = LIST_CLUSTERS * KNA_SEGMENT, n = job->call->problem->n + EXACT_KEYS;
-    return most < n ? most : n; /* also enough for EXACT_KEYS rows and MEANS clusters */
-}
 
 static decode_room cut_room(const decode_job *job, int worker, char *base, size_t *bytes)
 {
     kna__cutter cutter = { base ? base + (size_t)worker * job->room_bytes : NULL, 0 };
     decode_room room;
-    room.scores = kna__cut(&cutter, (size_t)(job->g * room_keys(job)), sizeof(float));
-    room.ids = kna__cut(&cutter, (size_t)room_keys(job), sizeof(int32_t));
-    kna__knn_heavy_cut(&room.heavy, job->g, room_keys(job), &cutter);
+    room.scores = kna__cut(&cutter, (size_t)(job->g * EXACT_KEYS), sizeof(float));
+    kna__knn_members_cut(&room.members, job->call, job->g, LIST_CLUSTERS, &cutter);
+    kna__knn_heavy_cut(&room.heavy, job->g, MEANS, &cutter);
     *bytes = cutter.used;
     return room;
 }
@@ -103,7 +93,7 @@ static float *part_values(const decode_job *job, const decode_set *set, int64_t 
     return job->values + part_at(job, set, part) * job->call->problem->dv;
 }
 
-static decode_count *part_count(const decode_job *job, const decode_set *set, int64_t part)
+static knn_count *part_count(const decode_job *job, const decode_set *set, int64_t part)
 {
     return job->counts + part * job->sets + (set - job->set);
 }
@@ -147,6 +137,9 @@ static void score_means(const decode_job *job, const decode_set *set, const deco
                                  (size_t)p->d);
         for (int64_t r = 0; r < job->g; r++) {
             float *z = means->z + r * list->size + i;
+            if (means->logits) {
+                memcpy(means->logits + r * list->size + i, z, (size_t)(end - i) * sizeof *z);
+            }
             if (p->options.softcap > 0) {
                 p->kernels->softcap(z, p->options.softcap, (size_t)(end - i));
             }
@@ -335,7 +328,46 @@ static void score_opened(void *argument, int64_t task, int worker)
     }
 }
 
-/* ---- values */
+/* ---- keys */
+
+static knn_readers readers_of(const decode_job *job, const decode_set *set)
+{
+    const decode_means *means = &set->clusters;
+    return (knn_readers){ job->g, set->kv_head, set->q, set->codes, set->log_total, means->logits, means->z, means->list.size, means->max };
+}
+
+static int64_t list_tasks(void *argument)
+{
+    decode_job *job = argument;
+    for (int64_t i = 0; i < job->sets; i++) {
+        job->parts.lists = larger(job->parts.lists, tasks_of(job->set[i].choice.count, LIST_CLUSTERS));
+    }
+    return job->sets * job->parts.lists;
+}
+
+static void read_list(void *argument, int64_t task, int worker)
+{
+    const decode_job *job = argument;
+    const decode_set *set = &job->set[task % job->sets];
+    const kna__problem *p = job->call->problem;
+    int64_t chunk = task / job->sets, part = job->parts.exact + chunk, first = chunk * LIST_CLUSTERS;
+    size_t unused;
+    decode_room room = cut_room(job, worker, job->rooms, &unused);
+    knn_members *members = &room.members;
+    knn_readers by = readers_of(job, set);
+    kna__state *states = part_state(job, set, part);
+    float *values = empty_values(job, set, part);
+    kna__knn_members_read(job->call, &by, &set->clusters.list, set->choice.chosen + first,
+                          larger(smaller(set->choice.count - first, LIST_CLUSTERS), 0), members);
+    for (int64_t r = 0; r < job->g; r++) {
+        states[r] = kna__soften(p->kernels, members->logits + r * members->places, members->places);
+        states[r].sum = 0;
+    }
+    kna__knn_members_mix(job->call, &by, members, states, values);
+    *part_count(job, set, part) = members->count;
+}
+
+/* ---- mean values */
 
 /* Weights relative to exp(max) of a row; `least` is a share of its softmax. */
 static void weigh_heavy(const decode_set *set, int64_t r, knn_heavy *heavy, const float *w, int64_t count, float max, double least)
@@ -348,104 +380,6 @@ static kna__span mean_values(const decode_job *job, int level, int64_t at)
     const kna__problem *p = job->call->problem;
     const uint16_t *first = job->call->index->clusters.level[level].value + at * p->dv;
     return (kna__span){ (const char *)first, (size_t)p->dv * sizeof(uint16_t), NULL };
-}
-
-/* Some of the clusters chosen, whose keys are listed one after the other. */
-typedef struct decode_list {
-    int32_t slots[LIST_CLUSTERS];
-    int64_t clusters, keys;
-} decode_list;
-
-/* Keys of clusters whose means may not be used are all heavy. */
-static void spare_members(const decode_job *job, const decode_set *set, const decode_list *list, knn_heavy *heavy)
-{
-    const kna__clusters *c = &job->call->index->clusters;
-    float *over = heavy->over;
-    for (int64_t i = 0; i < list->clusters; i++) {
-        int64_t at = kna__cluster_slot(c, set->kv_head, list->slots[i]), members = c->level[KNA_CLUSTERS].count[at];
-        for (int64_t x = 0; x < members && c->always[at]; x++) {
-            over[x] = 1;
-        }
-        over += members;
-    }
-}
-
-/* What is left of the weights of keys: their clusters' mean values stand for theirs. */
-static void mix_light(const decode_job *job, const decode_set *set, const decode_list *list, const float *w, float *values)
-{
-    const kna__problem *p = job->call->problem;
-    const kna__clusters *c = &job->call->index->clusters;
-    int64_t first = kna__cluster_slot(c, set->kv_head, 0);
-    float light[KNA_DECODE_ROWS * LIST_CLUSTERS] = { 0 };
-    for (int64_t i = 0; i < list->clusters; i++) {
-        int64_t members = c->level[KNA_CLUSTERS].count[first + list->slots[i]];
-        for (int64_t r = 0; r < job->g; r++) {
-            for (int64_t x = 0; x < members; x++) {
-                light[r * list->clusters + i] += w[r * list->keys + x];
-            }
-        }
-        w += members;
-    }
-    p->kernels->mix_at[KNA_F16](values, (size_t)p->dv, light, (size_t)list->clusters, (size_t)job->g,
-                                mean_values(job, KNA_CLUSTERS, first), list->slots, (size_t)list->clusters, (size_t)p->dv);
-}
-
-/* The values of listed keys, by their softened logits in room->scores; returns how many were read. */
-static int64_t mix_list(const decode_job *job, const decode_set *set, const decode_list *list, decode_room *room,
-                        const kna__state *states, float *values)
-{
-    int64_t count = list->keys;
-    const kna__problem *p = job->call->problem;
-    knn_heavy *heavy = &room->heavy;
-    double least = kna__knn_least_value(job->call);
-    kna__knn_heavy_begin(heavy, count);
-    for (int64_t r = 0; r < job->g; r++) {
-        weigh_heavy(set, r, heavy, room->scores + r * count, count, states[r].max, least);
-    }
-    spare_members(job, set, list, heavy);
-    kna__knn_heavy_take(heavy, p->kernels, room->scores, count, job->g, count);
-    for (int64_t i = 0; i < heavy->count; i++) {
-        heavy->ids[i] = room->ids[heavy->ids[i]];
-    }
-    p->kernels->mix_at[p->v.type](values, (size_t)p->dv, heavy->weights, (size_t)heavy->count, (size_t)job->g,
-                                  kna__span_at(&p->v, set->kv_head, 0), heavy->ids, (size_t)heavy->count, (size_t)p->dv);
-    mix_light(job, set, list, room->scores, values);
-    return heavy->count;
-}
-
-/* The chunk-th of the set's lists; the keys into ids. */
-static decode_list list_keys(const decode_job *job, const decode_set *set, int64_t chunk, int32_t *ids)
-{
-    int64_t first = chunk * LIST_CLUSTERS;
-    decode_list list = { .clusters = larger(smaller(set->choice.count - first, LIST_CLUSTERS), 0) };
-    for (int64_t i = 0; i < list.clusters; i++) {
-        list.slots[i] = (int32_t)kna__knn_slot(&set->clusters.list, set->choice.chosen[first + i]);
-        list.keys += kna__cluster_rows(&job->call->index->clusters, set->kv_head, list.slots[i], ids + list.keys);
-    }
-    return list;
-}
-
-static void read_list(const decode_job *job, const decode_set *set, int64_t chunk, decode_room *room)
-{
-    const kna__problem *p = job->call->problem;
-    decode_list list = list_keys(job, set, chunk, room->ids);
-    int64_t part = job->parts.exact + chunk, count = list.keys;
-    kna__state *states = part_state(job, set, part);
-    float *values = empty_values(job, set, part);
-    decode_count *counts = part_count(job, set, part);
-    counts->keys = count;
-    p->kernels->dot_at[p->k.type](room->scores, (size_t)count, set->q, (size_t)p->d, (size_t)job->g,
-                                  kna__span_at(&p->k, set->kv_head, 0), room->ids, (size_t)count, (size_t)p->d);
-    counts->stale =
-        kna__knn_stale(job->call, set->kv_head, list.slots, list.clusters, set->q, sqrtf(2 * set->half_square[0]), room->scores);
-    for (int64_t r = 0; r < job->g; r++) {
-        float *s = room->scores + r * count;
-        if (p->options.softcap > 0) {
-            p->kernels->softcap(s, p->options.softcap, (size_t)count);
-        }
-        states[r] = kna__soften(p->kernels, s, count);
-    }
-    counts->values = mix_list(job, set, &list, room, states, values);
 }
 
 /* Groups of which no mean may be used: of their clusters all are heavy. */
@@ -499,7 +433,7 @@ static int64_t mix_clusters(const decode_job *job, const decode_set *set, int64_
     return heavy->count + groups;
 }
 
-/* What the clusters or groups not looked into are to their rows. The first chunk carries the whole sum: it is known. */
+/* What the clusters or groups left to their means are to their rows. The first chunk carries the whole sum. */
 static void mix_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk, int64_t part,
                       decode_room *room)
 {
@@ -507,12 +441,15 @@ static void mix_means(const decode_job *job, const decode_set *set, const decode
     const knn_list *list = &means->list;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
-    decode_count *counts = part_count(job, set, part);
+    knn_count *counts = part_count(job, set, part);
     int64_t stop = smaller((chunk + 1) * MEANS, list->size);
     for (int64_t r = 0; r < job->g; r++) {
+        if (chunk == 0) {
+            means->tail[r] = kna__knn_sum(p->kernels, means->z + r * list->size, list->size);
+        }
         states[r] = (kna__state){ list->size ? means->max[r] : -INFINITY, chunk || !list->size ? 0 : means->tail[r] };
     }
-    *counts = (decode_count){ 0 };
+    *counts = (knn_count){ .keys = 0 };
     for (int64_t i = chunk * MEANS, end, at; i < stop; i = end) {
         end = kna__knn_stretch(job->call, list, set->kv_head, i, stop, &at);
         if (list->level == KNA_CLUSTERS) {
@@ -525,33 +462,29 @@ static void mix_means(const decode_job *job, const decode_set *set, const decode
     }
 }
 
-static int64_t value_tasks(void *argument)
+static int64_t mean_tasks(void *argument)
 {
     decode_job *job = argument;
     decode_parts *parts = &job->parts;
     for (int64_t i = 0; i < job->sets; i++) {
         const decode_set *set = &job->set[i];
-        parts->lists = larger(parts->lists, tasks_of(set->choice.count, LIST_CLUSTERS));
         parts->clusters = larger(parts->clusters, tasks_of(set->clusters.list.size, MEANS));
         parts->groups = larger(parts->groups, tasks_of(set->groups.list.size, MEANS));
     }
-    return job->sets * (parts->lists + parts->clusters + parts->groups);
+    return job->sets * (parts->clusters + parts->groups);
 }
 
-static void value_step(void *argument, int64_t task, int worker)
+static void mean_step(void *argument, int64_t task, int worker)
 {
     const decode_job *job = argument;
-    const decode_parts *parts = &job->parts;
     const decode_set *set = &job->set[task % job->sets];
-    int64_t chunk = task / job->sets, part = parts->exact + chunk;
+    int64_t chunk = task / job->sets, part = job->parts.exact + job->parts.lists + chunk;
     size_t unused;
     decode_room room = cut_room(job, worker, job->rooms, &unused);
-    if (chunk < parts->lists) {
-        read_list(job, set, chunk, &room);
-    } else if (chunk < parts->lists + parts->clusters) {
-        mix_means(job, set, &set->clusters, chunk - parts->lists, part, &room);
+    if (chunk < job->parts.clusters) {
+        mix_means(job, set, &set->clusters, chunk, part, &room);
     } else {
-        mix_means(job, set, &set->groups, chunk - parts->lists - parts->clusters, part, &room);
+        mix_means(job, set, &set->groups, chunk - job->parts.clusters, part, &room);
     }
 }
 
@@ -592,8 +525,9 @@ static void write_set(void *argument, int64_t task, int worker)
     int32_t stale = 0;
     (void)worker;
     for (int64_t part = 0; part < parts->lists + parts->clusters + parts->groups; part++) {
-        const decode_count *count = part_count(job, set, parts->exact + part);
+        const knn_count *count = part_count(job, set, parts->exact + part);
         bool is_list = part < parts->lists;
+        read.codes += is_list ? (double)count->codes : 0;
         read.keys += is_list ? (double)count->keys : 0;
         read.values += is_list ? (double)count->values : 0;
         read.value_means += is_list ? 0 : (double)count->values;
@@ -612,6 +546,7 @@ static void cut_means(const decode_job *job, decode_means *means, int level, int
     size_t g = (size_t)job->g;
     kna__knn_list_cut(&means->list, level, runs, cutter);
     means->z = kna__cut(cutter, g * (size_t)most, sizeof(float));
+    means->logits = level == KNA_CLUSTERS ? kna__cut(cutter, g * (size_t)most, sizeof(float)) : NULL;
     means->max = kna__cut(cutter, g, sizeof(float));
     means->tail = kna__cut(cutter, g, sizeof(double));
 }
@@ -623,6 +558,7 @@ static void cut_set(const decode_job *job, decode_set *set, int64_t pieces, kna_
     cut_means(job, &set->groups, KNA_GROUPS, pieces * KNA_PIECE_GROUPS, 0, cutter); /* its runs are the plan's */
     cut_means(job, &set->clusters, KNA_CLUSTERS, pieces * KNA_SLOTS, pieces * KNA_PIECE_GROUPS, cutter);
     set->q = kna__cut(cutter, g * (size_t)job->call->problem->d, sizeof(float));
+    kna__knn_codes_cut(&set->codes, job->call, job->g, cutter);
     set->half_square = kna__cut(cutter, g, sizeof(float));
     set->log_total = kna__cut(cutter, g, sizeof(double));
 }
@@ -647,7 +583,7 @@ static size_t cut_scratch(decode_job *job, char *base)
     }
     job->states = kna__cut(&cutter, states, sizeof(kna__state));
     job->values = kna__cut(&cutter, states, (size_t)p->dv * sizeof(float));
-    job->counts = kna__cut(&cutter, (size_t)(parts * job->sets), sizeof(decode_count));
+    job->counts = kna__cut(&cutter, (size_t)(parts * job->sets), sizeof(knn_count));
     cut_room(job, 0, NULL, &job->room_bytes);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
@@ -691,6 +627,7 @@ static void begin_set(decode_job *job, int64_t i)
     }
     set->error = 0;
     kna__queries_read(p, set->q, set->kv_head, set->query * p->g, p->g);
+    kna__knn_codes_begin(&set->codes, job->call, set->q);
     for (int64_t r = 0; r < p->g; r++) {
         set->half_square[r] = kna__square(p->kernels, set->q + r * p->d, p->d) / 2;
     }
@@ -699,10 +636,10 @@ static void begin_set(decode_job *job, int64_t i)
 int kna__attend_knn_decode(knn_call *call)
 {
     static const kna__step flat[] = {
-        { first_step, first_tasks }, { choose_clusters, set_tasks }, { value_step, value_tasks }, { write_set, set_tasks }
+        { first_step, first_tasks }, { choose_clusters, set_tasks }, { read_list, list_tasks }, { mean_step, mean_tasks }, { write_set, set_tasks }
     };
     static const kna__step deep[] = { { first_step, first_tasks },    { open_groups, set_tasks },  { score_opened, opened_tasks },
-                                      { choose_clusters, set_tasks }, { value_step, value_tasks }, { write_set, set_tasks } };
+                                      { choose_clusters, set_tasks }, { read_list, list_tasks }, { mean_step, mean_tasks }, { write_set, set_tasks } };
     const kna__problem *p = call->problem;
     decode_job job = { .call = call, .sets = p->h_kv * call->queries, .g = p->g };
     size_t bytes = cut_scratch(&job, NULL);
@@ -714,6 +651,6 @@ int kna__attend_knn_decode(knn_call *call)
     for (int64_t i = 0; i < job.sets; i++) {
         begin_set(&job, i);
     }
-    kna__parallel_steps(p->context->threads, job.is_deep ? deep : flat, job.is_deep ? 6 : 4, &job);
+    kna__parallel_steps(p->context->threads, job.is_deep ? deep : flat, job.is_deep ? 7 : 5, &job);
     return KNA_OK;
 }

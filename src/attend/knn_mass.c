@@ -1,12 +1,9 @@
 /*
- * knn_mass.c - what clusters weigh: count * exp(mean logit) * (1 + |q|^2 spread / 2), and whether they are still what the cache holds.
+ * knn_mass.c - what clusters weigh: count * exp(mean logit) * (1 + |q|^2 spread / 2).
  */
 #include "knn.h"
 
 #include <math.h>
-
-/* Of |q| |mean key|: f16 rounds each number of the mean by at most 2^-11 of it, f32 sums by less. */
-#define STALE_LIMIT 0x1p-9f
 
 enum { SUMS = 64 /* blocks added up at a time */ };
 
@@ -57,30 +54,4 @@ double kna__knn_mass(const knn_call *call, const knn_list *list, int64_t kv_head
         }
     }
     return kna__knn_sum(call->problem->kernels, z, list->size);
-}
-
-/*
- * The mean of the members' logits is the logit of their mean, up to the rounding of that mean to f16: where it is not, a key has
- * been written without a word.
- */
-int32_t kna__knn_stale(const knn_call *call, int64_t kv_head, const int32_t *slots, int64_t count, const float *q, float q_norm,
-                       const float *logits)
-{
-    const kna__problem *p = call->problem;
-    const kna__clusters *c = &call->index->clusters;
-    const kna__level *level = &c->level[KNA_CLUSTERS];
-    int32_t stale = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t at = kna__cluster_slot(c, kv_head, slots[i]);
-        float mean = 0, sum = 0;
-        kna__span key = { (const char *)(level->key + at * p->d), 0, NULL };
-        p->kernels->dot[KNA_F16](&mean, 1, q, 0, 1, key, 1, (size_t)p->d);
-        for (int64_t x = 0; x < level->count[at]; x++) {
-            sum += logits[x];
-        }
-        logits += level->count[at];
-        float off = level->count[at] ? fabsf(sum / (float)level->count[at] - mean) : 0;
-        stale += !c->always[at] && off > q_norm * (c->norm[at] + 1) * STALE_LIMIT;
-    }
-    return stale;
 }

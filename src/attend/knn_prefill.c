@@ -51,10 +51,10 @@ typedef struct prefill_room {
     float *base;        /* rows: what their masses are relative to */
     double *total;      /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
     float *errors;      /* rows */
-    float *own_keys;    /* rows: keys of their own clusters */
     int32_t *ids;       /* of a panel, and of one cluster more */
-    float *own_logits;  /* of the keys of a row's own clusters */
-    int32_t *own_ids;
+    knn_codes codes;    /* of a row */
+    knn_members members; /* of a row's own clusters */
+    knn_count *own;     /* rows: what has been read of those */
 } prefill_room;
 
 static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
@@ -63,7 +63,7 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     kna__cutter cutter = { base, 0 };
     prefill_room room;
     int64_t all = job->tile + PROBES * p->g, groups = job->pieces * KNA_PIECE_GROUPS, clusters = job->pieces * KNA_SLOTS;
-    int64_t own = kna__knn_most_keys(job->call, kna__knn_limit(job->call) > 0 ? clusters : kna__knn_own(job->call->k_most));
+    int64_t own = kna__knn_limit(job->call) > 0 ? clusters : kna__knn_own(job->call->k_most, job->call);
     size_t rows = (size_t)all;
     kna__tile_cut(&room.tile, p, all, &cutter);
     kna__knn_plan_cut(&room.plan, job->call, &cutter);
@@ -78,9 +78,9 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     room.base = kna__cut(&cutter, rows, sizeof(float));
     room.total = kna__cut(&cutter, rows, sizeof(double));
     room.errors = kna__cut(&cutter, rows, sizeof(float));
-    room.own_keys = kna__cut(&cutter, rows, sizeof(float));
-    room.own_logits = kna__cut(&cutter, (size_t)own, sizeof(float));
-    room.own_ids = kna__cut(&cutter, (size_t)own, sizeof(int32_t));
+    room.own = kna__cut(&cutter, rows, sizeof(knn_count));
+    kna__knn_codes_cut(&room.codes, job->call, 1, &cutter);
+    kna__knn_members_cut(&room.members, job->call, 1, own < clusters ? own : clusters, &cutter);
     room.ids = kna__cut(&cutter, KNA_TILE_KEYS + KNA_SEGMENT, sizeof(int32_t));
     *bytes = cutter.used;
     return room;
@@ -117,7 +117,7 @@ static void measure_rows(prefill_room *room)
         room->mean_square += r < room->choosers ? square / (float)room->choosers : 0;
         room->tail[r] = 0;
         room->max[r] = 0;
-        room->own_keys[r] = 0;
+        room->own[r] = (knn_count){ .codes = 0 };
         room->errors[r] = -1;
     }
 }
@@ -274,23 +274,25 @@ static int64_t read_chosen(const knn_call *call, prefill_room *room)
     return keys + held;
 }
 
-/* The keys on a row's own list: own_ids. */
-static void read_own(prefill_room *room, int64_t r, int64_t count)
+/* The clusters chosen by a row for itself. */
+static void read_own(const knn_call *call, prefill_room *room, int64_t r)
 {
+    const kna__problem *p = call->problem;
     kna__tile *tile = &room->tile;
-    const kna__problem *p = tile->problem;
-    p->kernels->dot_at[p->k.type](room->own_logits, 0, tile->q + r * p->d, 0, 1, kna__span_at(&p->k, tile->kv_head, 0),
-                                  room->own_ids, (size_t)count, (size_t)p->d);
-    if (p->options.softcap > 0) {
-        p->kernels->softcap(room->own_logits, p->options.softcap, (size_t)count);
-    }
-    float max = p->kernels->max(room->own_logits, (size_t)count);
+    knn_members *members = &room->members;
+    const knn_list *list = &room->clusters.list;
+    double log_total = room->total[r] > 0 ? (double)room->base[r] + log(room->total[r]) : -INFINITY;
+    const float *q = tile->q + r * p->d;
+    kna__knn_codes_begin(&room->codes, call, q);
+    knn_readers by = { 1, tile->kv_head, q, room->codes, &log_total, NULL, room->clusters.z + r * list->size, list->size, room->base + r };
+    kna__knn_members_read(call, &by, list, room->choice.chosen, room->choice.count, members);
+    float max = p->kernels->max(members->logits, (size_t)members->places);
     if (max > -INFINITY) {
         kna__tile_raise(tile, r, max);
-        tile->state[r].sum += (double)p->kernels->exp_sum(room->own_logits, tile->state[r].max, (size_t)count);
-        p->kernels->mix_at[p->v.type](tile->out + r * p->dv, 0, room->own_logits, 0, 1, kna__span_at(&p->v, tile->kv_head, 0),
-                                      room->own_ids, (size_t)count, (size_t)p->dv);
+        p->kernels->exp_sum(members->logits, tile->state[r].max, (size_t)members->places);
+        kna__knn_members_mix(call, &by, members, &tile->state[r], tile->out + r * p->dv);
     }
+    room->own[r] = members->count;
 }
 
 /*
@@ -302,15 +304,10 @@ static void choose_own(const knn_call *call, prefill_room *room, int64_t r)
     const knn_list *list = &room->clusters.list;
     knn_choice *choice = &room->choice;
     float *z = room->clusters.z + r * list->size, limit = kna__knn_limit(call) - room->error;
-    int64_t keys = 0, want = kna__knn_own(kna__knn_k(call, room->tile.kv_head));
+    int64_t want = kna__knn_own(kna__knn_k(call, room->tile.kv_head), call);
     float left = kna__knn_choose_own(call, list, choice, z, room->total[r], want, limit);
     room->errors[r] = left < 0 ? -1 : left + room->error;
-    for (int64_t i = 0; i < choice->count; i++) {
-        int64_t slot = kna__knn_slot(list, choice->chosen[i]);
-        keys += kna__cluster_rows(&call->index->clusters, room->tile.kv_head, slot, room->own_ids + keys);
-    }
-    read_own(room, r, keys);
-    room->own_keys[r] = (float)keys;
+    read_own(call, room, r);
 }
 
 /* ---- a tile */
@@ -326,7 +323,7 @@ static void drop_probes(prefill_room *room, int64_t rows)
     room->base += rows;
     room->total += rows;
     room->errors += rows;
-    room->own_keys += rows;
+    room->own += rows;
 }
 
 /* keys: of the clusters shared. */
@@ -336,8 +333,11 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        double means = (double)(room->clusters.list.size + room->groups.list.size), read = (double)keys + (double)room->own_keys[r];
-        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, &(knn_read){ read, read, means, means });
+        const knn_count *own = &room->own[r];
+        double means = (double)(room->clusters.list.size + room->groups.list.size), shared = (double)keys;
+        knn_read read = { (double)own->codes, shared + (double)own->keys, shared + (double)own->values, means, means };
+        kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, &read);
+        stats->stale = own->stale;
         double total = tile->state[r].sum + kna__sink_weight(p, head, tile->state[r].max);
         if (!room->plan.clusters.size) {
             continue;

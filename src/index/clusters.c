@@ -39,6 +39,8 @@ static void place_all(kna__clusters *c, const kna_index *index, walk *w)
     c->norm = place(w, index->heads, slots * sizeof *c->norm);
     c->first = place(w, index->heads, slots * sizeof *c->first);
     c->member = place(w, index->heads, rows * sizeof *c->member);
+    c->step = place(w, index->heads, slots * sizeof *c->step);
+    c->code = place(w, index->heads, rows / KNA_QUAD * kna__code_chunks(index->d) * KNA_QUAD_BYTES);
     c->always = place(w, index->heads, slots * sizeof *c->always);
     c->state = place(w, 1, sizeof *c->state);
     c->touched = place(w, 1, sizeof *c->touched);
@@ -77,8 +79,7 @@ static int grow(kna_context *context, kna_index *index, int64_t pieces)
 
 int kna__clusters_reserve(kna_context *context, kna_index *index, int64_t rows)
 {
-    int64_t pieces = (rows + KNA_SEGMENT - 1) / KNA_SEGMENT * KNA_SEGMENT_PIECES;
-    int64_t roomy = (index->clusters.capacity + index->clusters.capacity / 4) / KNA_SEGMENT_PIECES * KNA_SEGMENT_PIECES;
+    int64_t pieces = (rows + KNA_PIECE - 1) / KNA_PIECE, roomy = index->clusters.capacity + index->clusters.capacity / 8;
     if (pieces <= index->clusters.capacity) {
         return KNA_OK;
     }

@@ -5,7 +5,8 @@
  * A unit is a piece alone or a whole segment. Clusters are numbered by slot: 16 slots per piece, so that slot / 16 is a piece of
  * the unit; a unit may leave slots empty (count 0). Eight neighbouring clusters, which lie near each other, are also a group, with
  * means of its own. The first 16 rows of all belong to no cluster: keys there take so much of
- * the softmax (attention sinks) that no mean may hold them.
+ * the softmax (attention sinks) that no mean may hold them. Of every member is kept, in 4 bits a column, how far its key is from
+ * the mean: enough to tell which members matter without going to the cache, where they lie apart.
  *
  * Invariant: a piece that is not open describes its rows as they were when it was formed, but for clusters marked `always`,
  * of which a member has been written since: those are read in full from the cache, whatever the query.
@@ -47,6 +48,8 @@ typedef struct kna__clusters {
     float *norm;      /* (heads, slots): |mean key| */
     uint16_t *first;  /* (heads, slots): where they start in `member`, from the unit's first row on */
     uint16_t *member; /* (heads, rows): a member's row, counted from the unit's first row */
+    float *step;      /* (heads, slots): from one code of a member to the next */
+    uint8_t *code;    /* (heads, quads of rows, 64 * chunks): keys less their mean key, as scan_codes() has them, in the order of `member` */
     uint8_t *always;  /* (heads, slots) */
     uint8_t *state;   /* (pieces) */
     uint8_t *touched; /* (pieces): rows written since it was formed */
@@ -60,6 +63,12 @@ static inline int64_t kna__level_at(const kna__clusters *c, int level, int64_t h
 static inline int64_t kna__cluster_slot(const kna__clusters *c, int64_t head, int64_t slot)
 {
     return kna__level_at(c, KNA_CLUSTERS, head, slot);
+}
+
+/* Chunks of columns that the codes of a key take. */
+static inline size_t kna__code_chunks(int64_t d)
+{
+    return ((size_t)d + KNA_CODE_CHUNK - 1) / KNA_CODE_CHUNK;
 }
 
 /* Whether a cluster, or one of a group's, is read in full always; `at` as above. */
@@ -133,6 +142,13 @@ typedef struct kna__kmeans_room {
 void kna__kmeans_cut(kna__kmeans_room *room, size_t rows, size_t dim, size_t clusters, kna__cutter *cutter);
 void kna__kmeans(const kna__kernels *kernels, int32_t *assigned, const float *x, int64_t n, int64_t dim, int64_t clusters,
                  const kna__kmeans_room *room);
+
+/*
+ * residual.c - the codes of a unit's members, slots from `slot` on: k (rows of the unit from `origin` on, d) are its keys, residual has
+ * room for as many numbers as k, codes for as many bytes. A cluster whose keys are not finite is read in full always.
+ */
+void kna__clusters_encode(kna_index *index, const kna__kernels *kernels, int64_t head, int64_t slot, int64_t slots, const float *k,
+                          int64_t origin, float *residual, int8_t *codes);
 
 /* form.c - form units: `pieces` are the first pieces, merged[i] whether the whole segment. Rows must be present in k and v. */
 typedef struct kna__unit {

@@ -25,6 +25,7 @@ typedef struct form_job {
 typedef struct form_room {
     float *k, *v;  /* rows of the unit, (rows, d) and (rows, dv) */
     float *x;      /* (rows, d + dv) */
+    int8_t *codes; /* (rows, d) */
     float *factor; /* (d, d) */
     float *mean;   /* d + dv */
     int32_t *assigned;
@@ -39,6 +40,7 @@ static form_room cut_room(const kna_index *index, int64_t unit_rows, char *base,
     room.k = kna__cut(&cutter, rows * d, sizeof(float));
     room.v = kna__cut(&cutter, rows * (size_t)index->dv, sizeof(float));
     room.x = kna__cut(&cutter, rows * dim, sizeof(float));
+    room.codes = kna__cut(&cutter, rows * d, sizeof(int8_t));
     room.factor = kna__cut(&cutter, d * d, sizeof(float));
     room.mean = kna__cut(&cutter, dim, sizeof(float));
     room.assigned = kna__cut(&cutter, rows, sizeof(int32_t));
@@ -201,6 +203,7 @@ static void form_task(void *argument, int64_t task, int worker)
     scaling by = { key_factor > 0 ? 1 / ((double)key_factor * (double)key_factor * trace) : 0,
                    value_factor > 0 ? 1 / ((double)value_factor * (double)value_factor) : 0 };
     summarise_unit(job, &room, head, unit, slots, origin, by);
+    kna__clusters_encode(index, job->kernels, head, unit / KNA_PIECE * KNA_SLOTS, slots, room.k, origin, room.x, room.codes);
 }
 
 /* Members are read and added up as when the cluster was formed. */

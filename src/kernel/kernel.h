@@ -11,7 +11,7 @@
  *   exp     x - shift <= 88, rounded once: relative error <= (2 + |x - shift|) * u where the result is >= 2^-125; below that
  *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
  *   tanh    absolute error <= cap * 6u
- *   scale, axpy, add_f16: one rounding; block_sum: 16u * sum |x|
+ *   scale, axpy, add_f16, lift: one rounding; block_sum: 16u * sum |x|
  *   widen, transpose, select, count, block_max, quantize, scan, scan_codes: the same bits on every level
  * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
  * and mix_at row by row (for mix, the reference excepted: it rounds once per call).
@@ -61,6 +61,7 @@ typedef struct kna__kernels {
     float (*exp_sum)(float *x, float shift, size_t n);     /* x := exp(x - shift), returns the sum; shift finite */
     void (*scale)(float *x, float a, size_t n);            /* x := a * x */
     void (*axpy)(float *y, float a, const float *x, size_t n); /* y := y + a * x */
+    void (*lift)(float *y, const float *x, float a, size_t n); /* y := max(y, x - a) */
     void (*softcap)(float *x, float cap, size_t n);        /* x := cap * tanh(x / cap) */
     void (*add_f16)(float *x, float a, const uint16_t *mask, size_t n); /* x := x + a * mask */
 
@@ -84,12 +85,13 @@ typedef struct kna__kernels {
                  const float *scales, size_t blocks, size_t d4);
     /*
      * Products of g int8 queries with rows of 4-bit codes 0..15, which stand for code - 7.5:
-     * out[i*ldo + 4b + r] = factor[i] * (2 <q_i, codes> - 15 sum(q_i)), the bracket exact. q_i has 32*chunks numbers in -127..127, zero padded.
+     * out[i*ldo + 4b + r] += (scale[i] * step[4b + r]) * (2 <q_i, codes> - 15 sum(q_i)), the bracket exact, product and sum rounded once.
+     * q_i has 32*chunks numbers in -127..127, zero padded.
      * Packing: a quad b is four rows, cut into chunks of 32 columns: byte[((b*chunks + c)*4 + r)*16 + i] holds column 32c + i
      * in its low half and column 32c + 16 + i in its high half.
      */
-    void (*scan_codes)(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g, const uint8_t *codes,
-                       size_t quads, size_t chunks);
+    void (*scan_codes)(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *scale, size_t g, const uint8_t *codes,
+                       const float *step, size_t quads, size_t chunks);
 } kna__kernels;
 
 enum { KNA_QUAD = 4, KNA_CODE_CHUNK = 32, KNA_QUAD_BYTES = 64 /* of a chunk */ };

@@ -368,8 +368,8 @@ static int32_t sum_of(const int8_t *q, size_t d)
     return sum;
 }
 
-static void scan_codes_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g,
-                            const uint8_t *codes, size_t quads, size_t chunks)
+static void scan_codes_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *scale, size_t g,
+                            const uint8_t *codes, const float *step, size_t quads, size_t chunks)
 {
     for (size_t i = 0; i < g; i++) {
         const int8_t *query = q + i * ldq;
@@ -381,7 +381,9 @@ static void scan_codes_avx2(float *out, size_t ldo, const int8_t *q, size_t ldq,
             halves = _mm256_hadd_epi32(halves, halves);
             __m128i rows = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
             __m128 sums = _mm_cvtepi32_ps(_mm_sub_epi32(_mm_add_epi32(rows, rows), excess));
-            _mm_storeu_ps(out + i * ldo + b * KNA_QUAD, _mm_mul_ps(_mm_set1_ps(factor[i]), sums));
+            float *at = out + i * ldo + b * KNA_QUAD;
+            __m128 factor = _mm_mul_ps(_mm_set1_ps(scale[i]), _mm_loadu_ps(step + b * KNA_QUAD));
+            _mm_storeu_ps(at, _mm_fmadd_ps(factor, sums, _mm_loadu_ps(at)));
         }
     }
 }

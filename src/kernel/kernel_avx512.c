@@ -317,9 +317,10 @@ static inline __attribute__((always_inline)) __m512 sum_quads(const __m512i *sum
 }
 
 static inline __attribute__((always_inline)) void code_tile(float *out, size_t ldo, const int8_t *q, size_t ldq,
-                                                            const float *factor, const int32_t *excess, size_t g,
-                                                            const uint8_t *codes, size_t quads, size_t chunks)
+                                                            const float *scale, const int32_t *excess, size_t g,
+                                                            const uint8_t *codes, const float *step, size_t quads, size_t chunks)
 {
+    const __mmask16 some = (__mmask16)((1U << (KNA_QUAD * quads)) - 1);
     __m512i sum[4][4], nibble = _mm512_set1_epi8(15);
     V_UNROLL
     for (size_t i = 0; i < g; i++) {
@@ -344,42 +345,43 @@ static inline __attribute__((always_inline)) void code_tile(float *out, size_t l
     }
     V_UNROLL
     for (size_t i = 0; i < g; i++) {
-        __m512 result = _mm512_mul_ps(_mm512_set1_ps(factor[i]), sum_quads(sum[i], _mm512_set1_epi32(excess[i])));
-        _mm512_mask_storeu_ps(out + i * ldo, (__mmask16)((1U << (KNA_QUAD * quads)) - 1), result);
+        __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scale[i]), _mm512_maskz_loadu_ps(some, step));
+        __m512 sums = sum_quads(sum[i], _mm512_set1_epi32(excess[i]));
+        _mm512_mask_storeu_ps(out + i * ldo, some, _mm512_fmadd_ps(factor, sums, _mm512_maskz_loadu_ps(some, out + i * ldo)));
     }
 }
 
 static inline __attribute__((always_inline)) void code_quads(float *out, size_t ldo, const int8_t *q, size_t ldq,
-                                                             const float *factor, const int32_t *excess, size_t g,
-                                                             const uint8_t *codes, size_t quads, size_t chunks)
+                                                             const float *scale, const int32_t *excess, size_t g,
+                                                             const uint8_t *codes, const float *step, size_t quads, size_t chunks)
 {
-    for (; quads >= 4; quads -= 4, codes += 4 * chunks * KNA_QUAD_BYTES, out += 4 * KNA_QUAD) {
-        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 4, chunks);
+    for (; quads >= 4; quads -= 4, codes += 4 * chunks * KNA_QUAD_BYTES, step += 4 * KNA_QUAD, out += 4 * KNA_QUAD) {
+        code_tile(out, ldo, q, ldq, scale, excess, g, codes, step, 4, chunks);
     }
     if (quads == 3) {
-        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 3, chunks);
+        code_tile(out, ldo, q, ldq, scale, excess, g, codes, step, 3, chunks);
     } else if (quads == 2) {
-        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 2, chunks);
+        code_tile(out, ldo, q, ldq, scale, excess, g, codes, step, 2, chunks);
     } else if (quads == 1) {
-        code_tile(out, ldo, q, ldq, factor, excess, g, codes, 1, chunks);
+        code_tile(out, ldo, q, ldq, scale, excess, g, codes, step, 1, chunks);
     }
 }
 
-static void scan_codes_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g,
-                                  const uint8_t *codes, size_t quads, size_t chunks)
+static void scan_codes_avx512vnni(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *scale, size_t g,
+                                  const uint8_t *codes, const float *step, size_t quads, size_t chunks)
 {
-    for (size_t i = 0; i < g; i += 4, out += 4 * ldo, q += 4 * ldq, factor += 4) {
+    for (size_t i = 0; i < g; i += 4, out += 4 * ldo, q += 4 * ldq, scale += 4) {
         int32_t excess[4];
         size_t some = g - i < 4 ? g - i : 4;
         sums_of(excess, q, ldq, some, chunks * KNA_CODE_CHUNK, 15);
         if (some == 4) {
-            code_quads(out, ldo, q, ldq, factor, excess, 4, codes, quads, chunks);
+            code_quads(out, ldo, q, ldq, scale, excess, 4, codes, step, quads, chunks);
         } else if (some == 3) {
-            code_quads(out, ldo, q, ldq, factor, excess, 3, codes, quads, chunks);
+            code_quads(out, ldo, q, ldq, scale, excess, 3, codes, step, quads, chunks);
         } else if (some == 2) {
-            code_quads(out, ldo, q, ldq, factor, excess, 2, codes, quads, chunks);
+            code_quads(out, ldo, q, ldq, scale, excess, 2, codes, step, quads, chunks);
         } else {
-            code_quads(out, ldo, q, ldq, factor, excess, 1, codes, quads, chunks);
+            code_quads(out, ldo, q, ldq, scale, excess, 1, codes, step, quads, chunks);
         }
     }
 }

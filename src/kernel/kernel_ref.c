@@ -175,6 +175,14 @@ static void axpy_ref(float *y, float a, const float *x, size_t n)
     }
 }
 
+static void lift_ref(float *y, const float *x, float a, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float by = x[i] - a;
+        y[i] = y[i] > by ? y[i] : by;
+    }
+}
+
 static void softcap_ref(float *x, float cap, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -260,8 +268,8 @@ static void scan_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, const 
     }
 }
 
-static void scan_codes_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *factor, size_t g, const uint8_t *codes,
-                           size_t quads, size_t chunks)
+static void scan_codes_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *scale, size_t g, const uint8_t *codes,
+                           const float *step, size_t quads, size_t chunks)
 {
     for (size_t i = 0; i < g; i++) {
         for (size_t row = 0; row < quads * KNA_QUAD; row++) {
@@ -270,7 +278,7 @@ static void scan_codes_ref(float *out, size_t ldo, const int8_t *q, size_t ldq, 
             for (size_t c = 0; c < chunks * KNA_CODE_CHUNK; c++) {
                 sum += q[i * ldq + c] * (2 * kna__code_at(quad, row % KNA_QUAD, c) - 15);
             }
-            out[i * ldo + row] = factor[i] * (float)sum;
+            out[i * ldo + row] = fmaf(scale[i] * step[row], (float)sum, out[i * ldo + row]);
         }
     }
 }
@@ -294,6 +302,7 @@ bool kna__kernels_ref(kna__kernels *table)
     table->exp_sum = exp_sum_ref;
     table->scale = scale_ref;
     table->axpy = axpy_ref;
+    table->lift = lift_ref;
     table->softcap = softcap_ref;
     table->add_f16 = add_f16_ref;
     table->select = select_ref;

@@ -469,6 +469,19 @@ static void V_NAME(axpy)(float *y, float a, const float *x, size_t n)
     }
 }
 
+/* The new number is v_max()'s second operand: what x86 returns where one is NaN. */
+static void V_NAME(lift)(float *y, const float *x, float a, size_t n)
+{
+    vf shift = v_set1(a);
+    size_t i = 0;
+    for (; i + V_W <= n; i += V_W) {
+        v_store(y + i, v_max(v_load(y + i), v_sub(v_load(x + i), shift)));
+    }
+    if (i < n) {
+        v_storen(y + i, v_max(v_loadn(y + i, n - i), v_sub(v_loadn(x + i, n - i), shift)), n - i);
+    }
+}
+
 /*
  * cap * tanh(x / cap) = cap * (e - 1) / (e + 1) with e = exp(2|x| / cap), sign put back. Near 0 the subtraction cancels, to an
  * absolute error of a few cap * u: what the contract states, and what a logit needs.
@@ -550,6 +563,7 @@ V_BLOCKS(block_sum, v_add, v_sum4)
     table->exp_sum = V_NAME(exp_sum);         \
     table->scale = V_NAME(scale);             \
     table->axpy = V_NAME(axpy);               \
+    table->lift = V_NAME(lift);               \
     table->softcap = V_NAME(softcap);         \
     table->add_f16 = V_NAME(add_f16);         \
     table->block_max = V_NAME(block_max);     \
