@@ -1,4 +1,5 @@
-/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, lift, softcap, add_f16, select, count, block_max, block_sum. */
+/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, lift, softcap, add_f16, select, count, block_max, block_sum, spread,
+ * part_sum. */
 #include "check.h"
 
 static float *out_of(const job *j)
@@ -365,6 +366,84 @@ static void pieces_block_sum(job *j)
     }
 }
 
+/* ---- spread, part_sum: n parts of up to 40 numbers, some apart and some side by side; where they start and how long they are in MORE. */
+static int32_t *make_parts(job *j, size_t *length)
+{
+    j->n = j->bench ? j->n : j->n % 60;
+    int32_t *parts = check_place(MORE, 2 * j->n * sizeof(int32_t), sizeof(int32_t), j->bench);
+    *length = 0;
+    for (size_t i = 0; i < j->n; i++) {
+        *length += j->bench || test_below(2) ? 0 : test_below(4);
+        parts[i] = (int32_t)*length;
+        parts[j->n + i] = j->bench ? 18 : (int32_t)test_below(41);
+        *length += (size_t)parts[j->n + i];
+    }
+    return j->ids = parts;
+}
+
+static void make_spread(job *j)
+{
+    size_t length;
+    make_parts(j, &length);
+    check_fill_left(j, 1, j->n);
+    check_poke_nan(j, 1, j->n);
+    check_place_out(j, 1, length, sizeof(float));
+    for (size_t i = 0; i < length; i++) {
+        out_of(j)[i] = (float)i;
+    }
+}
+
+static void expect_spread(job *j)
+{
+    for (size_t i = 0; i < j->out_cols; i++) {
+        expect_cell(j, i, (double)out_of(j)[i], 0);
+    }
+    for (size_t i = 0; i < j->n; i++) {
+        for (int32_t r = 0; r < j->ids[j->n + i]; r++) {
+            expect_cell(j, (size_t)(j->ids[i] + r), (double)j->left[i], 0);
+        }
+    }
+}
+
+static void call_spread(job *j)
+{
+    j->kernels->spread(j->out, j->left, j->ids, j->ids + j->n, j->n);
+}
+
+static void make_part_sum(job *j)
+{
+    size_t length;
+    int flavour = j->flavour;
+    make_parts(j, &length);
+    j->flavour = flavour == INFINITE ? NORMAL : flavour;
+    check_fill_left(j, 1, length);
+    j->flavour = flavour;
+    check_poke_nan(j, 1, length);
+    check_place_out(j, 1, j->n, sizeof(float));
+}
+
+static void expect_part_sum(job *j)
+{
+    for (size_t i = 0; i < j->n; i++) {
+        double sum = 0, size = 0;
+        for (int32_t r = 0; r < j->ids[j->n + i]; r++) {
+            sum += (double)j->left[j->ids[i] + r];
+            size += fabs((double)j->left[j->ids[i] + r]);
+        }
+        expect_cell(j, i, sum, j->ids[j->n + i] * CHECK_U * size);
+    }
+}
+
+static void call_part_sum(job *j)
+{
+    j->kernels->part_sum(j->out, j->left, j->ids, j->ids + j->n, j->n);
+}
+
+static double work_parts(const job *j)
+{
+    return 4.0 * 19 * (double)j->n;
+}
+
 static double work_blocks(const job *j)
 {
     return 4.0 * (KNA_BLOCK + 1) * (double)j->n;
@@ -389,5 +468,7 @@ const check checks_vector[] = {
     { ENTRY(block_max), true, "n", make_blocks, expect_block_max, call_block_max, NULL, NULL, work_blocks, "B", { { 1, 512, 0 } } },
     { ENTRY(block_sum), false, "n", make_finite_blocks, expect_block_sum, call_block_sum, pieces_block_sum, NULL, work_blocks, "B",
       { { 1, 512, 0 } } },
+    { ENTRY(spread), true, "n", make_spread, expect_spread, call_spread, NULL, NULL, work_parts, "B", { { 1, 16, 0 } } },
+    { ENTRY(part_sum), false, "n", make_part_sum, expect_part_sum, call_part_sum, NULL, NULL, work_parts, "B", { { 1, 16, 0 } } },
     { NULL, 0, false, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { { 0 } } },
 };

@@ -200,13 +200,6 @@ typedef struct knn_count {
     int32_t stale; /* clusters found to be described wrongly */
 } knn_count;
 
-/* A cluster, and its places among those of the list. */
-typedef struct knn_member_cluster {
-    int64_t at; /* in the index's arrays */
-    int32_t first, count;
-    bool always;
-} knn_member_cluster;
-
 /* Clusters side by side: their places are too. As codes come in quads, those at both ends may be of other clusters. */
 typedef struct knn_member_run {
     int64_t place; /* in the index's arrays */
@@ -217,18 +210,19 @@ typedef struct knn_member_run {
 typedef struct knn_members {
     const int32_t *numbers; /* clusters, by their numbers in the list */
     int64_t clusters, runs, places;
-    knn_member_cluster *cluster;
     knn_member_run *run;
-    int32_t *slots;    /* clusters */
+    int32_t *slots;         /* clusters */
+    int32_t *first, *count; /* clusters: their places */
     float *logits;     /* (rows, places), later weights */
     float *means;      /* (rows, clusters) logits of mean keys, without softcap */
+    float *sums;       /* clusters */
     float *step;       /* places */
     float *above;      /* places: log of the largest share of softmax of any row, less the least that is worth a value */
     int32_t *values;   /* places whose values are read, ascending; room for all */
     int32_t *keys;     /* places whose keys are */
     int32_t *value_rows, *key_rows; /* of the cache, theirs */
     float *weights;    /* (rows, as many) */
-    knn_count count;
+    knn_count read;
 } knn_members;
 /* Room for so many rows and clusters at a time. */
 void kna__knn_members_cut(knn_members *members, const knn_call *call, int64_t rows, int64_t clusters, kna__cutter *cutter);

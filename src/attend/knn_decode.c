@@ -364,7 +364,7 @@ static void read_list(void *argument, int64_t task, int worker)
         states[r].sum = 0;
     }
     kna__knn_members_mix(job->call, &by, members, states, values);
-    *part_count(job, set, part) = members->count;
+    *part_count(job, set, part) = members->read;
 }
 
 /* ---- mean values */

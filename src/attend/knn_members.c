@@ -13,9 +13,11 @@ enum { MOST_BEYOND = 60 /* a weight may be exp() of so much, relative to the row
 void kna__knn_members_cut(knn_members *members, const knn_call *call, int64_t rows, int64_t clusters, kna__cutter *cutter)
 {
     size_t g = (size_t)rows, most = (size_t)(kna__knn_most_keys(call, clusters) + 2 * KNA_QUAD * clusters);
-    members->cluster = kna__cut(cutter, (size_t)clusters, sizeof(knn_member_cluster));
     members->run = kna__cut(cutter, (size_t)clusters, sizeof(knn_member_run));
     members->slots = kna__cut(cutter, (size_t)clusters, sizeof(int32_t));
+    members->first = kna__cut(cutter, (size_t)clusters, sizeof(int32_t));
+    members->count = kna__cut(cutter, (size_t)clusters, sizeof(int32_t));
+    members->sums = kna__cut(cutter, (size_t)clusters, sizeof(float));
     members->means = kna__cut(cutter, g * (size_t)clusters, sizeof(float));
     members->logits = kna__cut(cutter, g * most, sizeof(float));
     members->step = kna__cut(cutter, most, sizeof(float));
@@ -45,10 +47,11 @@ static void add_cluster(const knn_call *call, const knn_readers *by, int32_t slo
         *run = (knn_member_run){ place - skip, unit, (int32_t)members->places, (int32_t)skip };
     }
     members->slots[members->clusters] = slot;
-    members->cluster[members->clusters++] = (knn_member_cluster){ at, run->first + run->count, count, c->always[at] };
+    members->first[members->clusters] = run->first + run->count;
+    members->count[members->clusters++] = count;
     run->count += count;
     members->places = run->first + whole_quads(run->count);
-    members->count.codes += count;
+    members->read.codes += count;
 }
 
 static void find_clusters(const knn_call *call, const knn_readers *by, const knn_list *list, const int32_t *numbers, int64_t count,
@@ -56,7 +59,7 @@ static void find_clusters(const knn_call *call, const knn_readers *by, const knn
 {
     members->numbers = numbers;
     members->clusters = members->runs = members->places = 0;
-    members->count = (knn_count){ .codes = 0 };
+    members->read = (knn_count){ .codes = 0 };
     for (int64_t i = 0; i < count; i++) {
         add_cluster(call, by, (int32_t)kna__knn_slot(list, numbers[i]), members);
     }
@@ -93,7 +96,7 @@ static void fill(float *x, float value, int64_t n)
 }
 
 /* The logits of the means in the places of their members; -infinity in those of other clusters. */
-static void spread_means(const knn_readers *by, knn_members *members)
+static void spread_means(const kna__kernels *kernels, const knn_readers *by, knn_members *members)
 {
     fill(members->step, 0, members->places);
     for (int64_t r = 0; r < by->rows; r++) {
@@ -103,20 +106,19 @@ static void spread_means(const knn_readers *by, knn_members *members)
             fill(s + run->first, -INFINITY, KNA_QUAD);
             fill(s + run->first + run->count - KNA_QUAD, -INFINITY, KNA_QUAD);
         }
-        for (int64_t i = 0; i < members->clusters; i++) {
-            fill(s + members->cluster[i].first, members->means[r * members->clusters + i], members->cluster[i].count);
-        }
+        kernels->spread(s, members->means + r * members->clusters, members->first, members->count, (size_t)members->clusters);
     }
 }
 
 /* Logits of the members by their codes. */
 static void estimate(const knn_call *call, const knn_readers *by, knn_members *members)
 {
-    spread_means(by, members);
+    const kna__clusters *c = &call->index->clusters;
+    spread_means(call->problem->kernels, by, members);
     for (int64_t i = 0; i < members->clusters; i++) {
-        const knn_member_cluster *x = &members->cluster[i];
-        fill(members->step + x->first, call->index->clusters.step[x->at] * 0.5f, x->count);
+        members->sums[i] = c->step[kna__cluster_slot(c, by->kv_head, members->slots[i])] * 0.5f;
     }
+    call->problem->kernels->spread(members->step, members->sums, members->first, members->count, (size_t)members->clusters);
     for (int64_t i = 0; i < members->runs; i++) {
         const knn_member_run *run = &members->run[i];
         kna__knn_codes_add(&by->codes, call, run->place, run->count, members->step + run->first, members->logits + run->first,
@@ -129,7 +131,7 @@ static void cap(const knn_call *call, const knn_members *members, float *s)
 {
     float most = call->problem->options.softcap;
     for (int64_t i = 0; i < members->clusters && most > 0; i++) {
-        call->problem->kernels->softcap(s + members->cluster[i].first, most, (size_t)members->cluster[i].count);
+        call->problem->kernels->softcap(s + members->first[i], most, (size_t)members->count[i]);
     }
 }
 
@@ -161,11 +163,13 @@ static void weigh_places(const knn_call *call, const knn_readers *by, const knn_
  * Beside what weighs enough: members of clusters of which a row has been written since, as their codes are no good and no mean may stand
  * for them; and a few to see whether the codes still hold.
  */
-static void add_others(const knn_call *call, const knn_members *members)
+static void add_others(const knn_call *call, const knn_readers *by, const knn_members *members)
 {
+    const kna__clusters *c = &call->index->clusters;
     for (int64_t i = 0; i < members->clusters; i++) {
-        const knn_member_cluster *x = &members->cluster[i];
-        fill(members->above + x->first, INFINITY, x->always ? x->count : 0);
+        if (c->always[kna__cluster_slot(c, by->kv_head, members->slots[i])]) {
+            fill(members->above + members->first[i], INFINITY, members->count[i]);
+        }
     }
     for (int64_t i = 0; i < members->runs; i++) {
         const knn_member_run *run = &members->run[i];
@@ -190,16 +194,16 @@ static int64_t find_rows(const knn_call *call, const knn_readers *by, knn_member
     const kna__problem *p = call->problem;
     const uint16_t *member = call->index->clusters.member + run->place;
     kna__span keys = kna__span_at(&p->k, by->kv_head, 0), values = kna__span_at(&p->v, by->kv_head, 0);
-    for (; i < members->count.values && members->values[i] < run->first + run->count; i++) {
+    for (; i < members->read.values && members->values[i] < run->first + run->count; i++) {
         int32_t place = members->values[i], row = (int32_t)(run->unit + member[place - run->first]);
-        int64_t at = members->count.keys;
+        int64_t at = members->read.keys;
         members->value_rows[i] = row;
         expect(values.data + (size_t)row * values.row_bytes, kna__row_bytes(p->v.type, p->dv));
         members->keys[at] = place;
         members->key_rows[at] = row;
         if (members->above[place] >= least_key) {
             expect(keys.data + (size_t)row * keys.row_bytes, kna__row_bytes(p->k.type, p->d));
-            members->count.keys++;
+            members->read.keys++;
         }
     }
     return i;
@@ -211,8 +215,8 @@ static void find_heavy(const knn_call *call, const knn_readers *by, knn_members 
     float least_key = least_value > 0 ? (float)log(kna__knn_least_key(call) / least_value) : -FLT_MAX;
     int64_t found = 0;
     weigh_places(call, by, members);
-    add_others(call, members);
-    members->count.values = (int64_t)call->problem->kernels->select(members->values, members->above, (size_t)members->places, 0, 0);
+    add_others(call, by, members);
+    members->read.values = (int64_t)call->problem->kernels->select(members->values, members->above, (size_t)members->places, 0, 0);
     for (int64_t i = 0; i < members->runs; i++) {
         found = find_rows(call, by, members, &members->run[i], found, least_key);
     }
@@ -226,13 +230,13 @@ static int32_t stale_clusters(const knn_call *call, const knn_readers *by, const
     float q_norm = sqrtf(kna__square(call->problem->kernels, by->q, call->problem->d));
     int64_t i = 0;
     int32_t stale = 0;
-    for (int64_t cluster = 0; cluster < members->clusters && i < members->count.keys; cluster++) {
-        const knn_member_cluster *x = &members->cluster[cluster];
+    for (int64_t cluster = 0; cluster < members->clusters && i < members->read.keys; cluster++) {
+        int64_t at = kna__cluster_slot(&call->index->clusters, by->kv_head, members->slots[cluster]);
         float most = 0;
-        for (; i < members->count.keys && members->keys[i] < x->first + x->count; i++) {
+        for (; i < members->read.keys && members->keys[i] < members->first[cluster] + members->count[cluster]; i++) {
             most = fmaxf(most, fabsf(members->weights[i] - members->logits[members->keys[i]]));
         }
-        stale += most > 0 && !x->always && most > kna__knn_codes_bound(call, x->at, q_norm);
+        stale += most > 0 && !call->index->clusters.always[at] && most > kna__knn_codes_bound(call, at, q_norm);
     }
     return stale;
 }
@@ -240,11 +244,11 @@ static int32_t stale_clusters(const knn_call *call, const knn_readers *by, const
 static void read_keys(const knn_call *call, const knn_readers *by, knn_members *members)
 {
     const kna__problem *p = call->problem;
-    int64_t count = members->count.keys;
+    int64_t count = members->read.keys;
     p->kernels->dot_at[p->k.type](members->weights, (size_t)count, by->q, (size_t)p->d, (size_t)by->rows,
                                   kna__span_at(&p->k, by->kv_head, 0), members->key_rows, (size_t)count,
                                   (size_t)p->d);
-    members->count.stale = stale_clusters(call, by, members);
+    members->read.stale = stale_clusters(call, by, members);
     for (int64_t r = 0; r < by->rows; r++) {
         for (int64_t i = 0; i < count; i++) {
             members->logits[r * members->places + members->keys[i]] = members->weights[r * count + i];
@@ -285,31 +289,32 @@ static float sum_of(const float *x, int64_t n)
 
 static void take_heavy(const knn_members *members, int64_t r)
 {
-    float *w = members->logits + r * members->places, *weights = members->weights + r * members->count.values;
-    for (int64_t i = 0; i < members->count.values; i++) {
+    float *w = members->logits + r * members->places, *weights = members->weights + r * members->read.values;
+    for (int64_t i = 0; i < members->read.values; i++) {
         weights[i] = w[members->values[i]];
         w[members->values[i]] = 0;
     }
 }
 
 /* What is left of a row's weights, relative to exp(max), is a mass of their clusters. */
-static void give_back(const knn_readers *by, const knn_members *members, int64_t r, float max)
+static void give_back(const knn_call *call, const knn_readers *by, const knn_members *members, int64_t r, float max)
 {
-    const float *w = members->logits + r * members->places;
     float scale = expf(fminf(max - by->base[r], MOST_BEYOND + 20)), *z = by->z + r * by->ldz;
+    call->problem->kernels->part_sum(members->sums, members->logits + r * members->places, members->first, members->count,
+                                     (size_t)members->clusters);
     for (int64_t i = 0; i < members->clusters; i++) {
-        z[members->numbers[i]] = scale * sum_of(w + members->cluster[i].first, members->cluster[i].count);
+        z[members->numbers[i]] = scale * members->sums[i];
     }
 }
 
 void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_members *members, kna__state *states, float *out)
 {
     const kna__problem *p = call->problem;
-    int64_t count = members->count.values;
+    int64_t count = members->read.values;
     for (int64_t r = 0; r < by->rows; r++) {
         take_heavy(members, r);
         states[r].sum += (double)sum_of(members->weights + r * count, count);
-        give_back(by, members, r, states[r].max);
+        give_back(call, by, members, r, states[r].max);
     }
     p->kernels->mix_at[p->v.type](out, (size_t)p->dv, members->weights, (size_t)count, (size_t)by->rows,
                                   kna__span_at(&p->v, by->kv_head, 0), members->value_rows, (size_t)count,

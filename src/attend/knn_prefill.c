@@ -292,7 +292,7 @@ static void read_own(const knn_call *call, prefill_room *room, int64_t r)
         p->kernels->exp_sum(members->logits, tile->state[r].max, (size_t)members->places);
         kna__knn_members_mix(call, &by, members, &tile->state[r], tile->out + r * p->dv);
     }
-    room->own[r] = members->count;
+    room->own[r] = members->read;
 }
 
 /*

@@ -11,8 +11,9 @@
  *   exp     x - shift <= 88, rounded once: relative error <= (2 + |x - shift|) * u where the result is >= 2^-125; below that
  *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
  *   tanh    absolute error <= cap * 6u
- *   scale, axpy, add_f16, lift: one rounding; block_sum: 16u * sum |x|
- *   widen, transpose, select, count, block_max, quantize, scan, scan_codes: the same bits on every level
+ *   scale, axpy, add_f16, lift: one rounding; block_sum: 16u * sum |x|;
+ *   part_sum: count * u * sum |x|
+ *   widen, transpose, select, count, block_max, quantize, scan, scan_codes, spread: the same bits on every level
  * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
  * and mix_at row by row (for mix, the reference excepted: it rounds once per call).
  * A NaN operand makes the results that use it NaN; select and count take none; max, block_max and quantize must not be given any.
@@ -73,6 +74,11 @@ typedef struct kna__kernels {
     void (*block_max)(float *out, const float *x, size_t blocks);
     /* out[b] = sum of x[16b .. 16b+15]. */
     void (*block_sum)(float *out, const float *x, size_t blocks);
+
+    /* Parts of a vector: out[first[i] .. first[i] + count[i] - 1] = x[i], i < n. */
+    void (*spread)(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n);
+    /* out[i] = sum of x[first[i] .. first[i] + count[i] - 1]. */
+    void (*part_sum)(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n);
 
     /* int8 with one scale: nearest even of x * (127 / max|x|); returns the scale max|x| / 127. */
     float (*quantize)(int8_t *out, const float *x, size_t d);

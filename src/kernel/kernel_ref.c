@@ -235,6 +235,26 @@ static void block_sum_ref(float *out, const float *x, size_t blocks)
     }
 }
 
+static void spread_ref(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        for (int32_t r = 0; r < count[i]; r++) {
+            out[first[i] + r] = x[i];
+        }
+    }
+}
+
+static void part_sum_ref(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (int32_t r = 0; r < count[i]; r++) {
+            sum += (double)x[first[i] + r];
+        }
+        out[i] = (float)sum;
+    }
+}
+
 static float quantize_ref(int8_t *out, const float *x, size_t d)
 {
     float largest = 0;
@@ -309,6 +329,8 @@ bool kna__kernels_ref(kna__kernels *table)
     table->count = count_ref;
     table->block_max = block_max_ref;
     table->block_sum = block_sum_ref;
+    table->spread = spread_ref;
+    table->part_sum = part_sum_ref;
     table->quantize = quantize_ref;
     table->scan = scan_ref;
     table->scan_codes = scan_codes_ref;

@@ -545,6 +545,49 @@ static void V_NAME(add_f16)(float *x, float a, const uint16_t *mask, size_t n)
 V_BLOCKS(block_max, v_max, v_max4)
 V_BLOCKS(block_sum, v_add, v_sum4)
 
+static void V_NAME(spread)(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        vf all = v_set1(x[i]);
+        float *at = out + first[i];
+        size_t left = (size_t)count[i];
+        for (; left >= V_W; left -= V_W, at += V_W) {
+            v_store(at, all);
+        }
+        if (left) {
+            v_storen(at, all, left);
+        }
+    }
+}
+
+V_INLINE vf V_NAME(part)(const float *x, size_t n)
+{
+    vf sum = v_zero();
+    for (; n >= V_W; n -= V_W, x += V_W) {
+        sum = v_add(sum, v_load(x));
+    }
+    return n ? v_add(sum, v_loadn(x, n)) : sum;
+}
+
+/* By fours likewise. */
+static void V_NAME(part_sum)(float *out, const float *x, const int32_t *first, const int32_t *count, size_t n)
+{
+    for (size_t i = 0; i < n; i += 4) {
+        size_t left = n - i, last = left < 4 ? left - 1 : 3;
+        float four[4];
+        vf w[4];
+        V_UNROLL
+        for (size_t j = 0; j < 4; j++) {
+            size_t part = i + (j < last ? j : last);
+            w[j] = V_NAME(part)(x + first[part], (size_t)count[part]);
+        }
+        v_sum4(left < 4 ? four : out + i, w[0], w[1], w[2], w[3]);
+        if (left < 4) {
+            memcpy(out + i, four, left * sizeof(float));
+        }
+    }
+}
+
 #define V_FILL_TYPE(table, T, type)          \
     table->dot[type] = V_NAME(dot_##T);      \
     table->dot_at[type] = V_NAME(dot_at_##T); \
@@ -567,4 +610,6 @@ V_BLOCKS(block_sum, v_add, v_sum4)
     table->softcap = V_NAME(softcap);         \
     table->add_f16 = V_NAME(add_f16);         \
     table->block_max = V_NAME(block_max);     \
+    table->spread = V_NAME(spread);           \
+    table->part_sum = V_NAME(part_sum);       \
     table->block_sum = V_NAME(block_sum);
