@@ -153,12 +153,13 @@ void kna__knn_codes_expect(const knn_call *call, int64_t place, int64_t places);
 /* How far a logit of the cluster at `at` may be from what the cache says; more, and the cache has changed. */
 float kna__knn_codes_bound(const knn_call *call, int64_t at, float q_norm);
 /*
- * A place whose key is read whatever its code says, at or after this one; other ones for every n, one in 64: or nobody would see that the
- * cache has changed.
+ * A place whose key is read whatever its code says, at or after this one; other ones for every n, one in KNN_SPOTS: or nobody would see that
+ * the cache has changed.
  */
+enum { KNN_SPOTS = 256 };
 static inline int64_t kna__knn_spot(int64_t place, int64_t n)
 {
-    return place + ((n * 37 - place) & 63);
+    return place + ((n * 197 - place) & (KNN_SPOTS - 1));
 }
 
 /* knn_heavy.c - which keys and values are worth reading. */

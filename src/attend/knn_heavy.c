@@ -1,37 +1,46 @@
 /*
- * knn_heavy.c - which values are worth reading. Most keys of the clusters looked into turn out to weigh next to nothing, and so do
- * most of the clusters left to their means. A value is read where its weight reaches a small share of the softmax in some of the
- * rows that read together; for all others the mean one level up stands, their weights unchanged.
+ * knn_heavy.c - which keys and values are worth reading. Most keys of the clusters looked into turn out to weigh next to nothing, and so
+ * do most of the clusters left to their means. A value is read where its weight reaches a small share of the softmax in some of the
+ * rows that read together; for all others the mean one level up stands, their weights unchanged. A key is read, for its logit to be exact,
+ * at ten times that share: codes are off by a tenth.
  *
- * On real heads (layers 0, 14, 26, 32,768 keys, k = 384) these shares leave the error as it is, to three digits, and a third of
- * the values and a twelfth of the clusters' means to be read.
+ * On real heads (8,192 keys, decode, k = 384) these shares leave a mean error of 1.1 % where reading all of the clusters looked into
+ * leaves 0.5 %; a quarter of them leaves 0.7 % and takes a quarter longer, and needles in 7,900 tokens are found as well as before.
  */
 #include "knn.h"
 
 #include <math.h>
 
-#define LEAST_KEY   HK(0,2e-3) /* of a key, by its code: else that is all that is known of it */
-#define LEAST_VALUE HK(1,2e-4) /* of a key: else its cluster's mean stands for its value */
-#define LEAST_MEAN  HK(2,5e-4) /* of a cluster: else its group's mean does */
+#define LEAST_KEY   2e-3 /* of a key, by its code: else that is all that is known of it */
+#define LEAST_VALUE 2e-4 /* of a key: else its cluster's mean stands for its value */
+#define LEAST_MEAN  5e-4 /* of a cluster: else its group's mean does */
+#define USUAL_ERROR 0.1  /* of a row, where these shares are small enough */
 #define MOST_FACTOR 69.0 /* exp() of it is still a float: so little is worth it */
 
-#include <stdlib.h>
-#include <stdio.h>
-static double HK(int i, double d) { static double v[3]; static int done; if (!done) { done = 1; const char *e = getenv("HKL"); v[0]=2e-3; v[1]=2e-4; v[2]=5e-4; if (e) sscanf(e, "%lf,%lf,%lf", &v[0], &v[1], &v[2]); } (void)d; return v[i]; }
-/* An error asked for is estimated without what is left out here, so then all is read. */
+/*
+ * An estimated error is estimated without what is left out here, so then all is read. Where rows are to be nearer to exact attention than
+ * these shares leave them, which is some 0.5 % in the mean, the shares shrink with the error asked for.
+ */
+static double least(const knn_call *call, double share)
+{
+    const kna_attend_options *options = &call->problem->options;
+    double asked = options->delta > 0 ? (double)options->eps / USUAL_ERROR : 1;
+    return kna__knn_limit(call) > 0 ? 0 : share * fmin(asked, 1);
+}
+
 double kna__knn_least_key(const knn_call *call)
 {
-    return kna__knn_limit(call) > 0 ? 0 : LEAST_KEY;
+    return least(call, LEAST_KEY);
 }
 
 double kna__knn_least_value(const knn_call *call)
 {
-    return kna__knn_limit(call) > 0 ? 0 : LEAST_VALUE;
+    return least(call, LEAST_VALUE);
 }
 
 double kna__knn_least_mean(const knn_call *call)
 {
-    return kna__knn_limit(call) > 0 ? 0 : LEAST_MEAN;
+    return least(call, LEAST_MEAN);
 }
 
 void kna__knn_heavy_cut(knn_heavy *heavy, int64_t rows, int64_t most, kna__cutter *cutter)

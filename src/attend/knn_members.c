@@ -173,7 +173,7 @@ static void add_others(const knn_call *call, const knn_readers *by, const knn_me
     }
     for (int64_t i = 0; i < members->runs; i++) {
         const knn_member_run *run = &members->run[i];
-        for (int64_t x = kna__knn_spot(run->place, call->problem->n) - run->place; x < run->count; x += 64) {
+        for (int64_t x = kna__knn_spot(run->place, call->problem->n) - run->place; x < run->count; x += KNN_SPOTS) {
             float *above = &members->above[run->first + x];
             *above = *above > -INFINITY ? INFINITY : *above;
         }
