@@ -241,7 +241,7 @@ typedef struct kna_index kna_index;
 typedef enum kna_method {
     KNA_EXACT = 0,  /* every key */
     KNA_TOPK = 1,   /* the k keys with the largest logit, found exactly; all others get weight 0 */
-    KNA_KNN = 2     /* sinks, recent keys and the clusters that matter most in full, all other clusters by their means */
+    KNA_KNN = 2     /* sinks and recent keys in full, the keys that matter of the clusters that matter, all else by means of clusters */
 } kna_method;
 #define KNA_METHOD_COUNT 3
 
@@ -271,10 +271,11 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: about k keys of each row's own in
-                                 prefill, and beside them 4 k that a tile of neighbouring queries shares, chosen by its first one
-                                 and 16 before it; while decoding 2 k that the query heads of a KV head share (k where there is
-                                 one): in whole clusters */
+    int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
+                                 prefill those that hold 4 k keys, read in full, which a tile of neighbouring queries shares, chosen by
+                                 its first one and 16 before it; and 1.5 k keys of each row's own. While decoding 12 k keys that the
+                                 query heads of a KV head share (6 k where there is one). All but a tile's are weighed by 4-bit
+                                 codes, and only what matters is read */
     int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
     int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
     float eps;                /* KNA_KNN: double the clusters read in full until the estimated total variation distance between

@@ -32,15 +32,15 @@ typedef struct choice {
     int64_t tile, choosers; /* rows of the queries; rows that choose */
     bool deep;
     means groups, clusters;
-    bool *clustered; /* (n) the row is in a cluster that may be used */
-    double *exact;   /* (rows) sum over the keys in none, relative to exp(top) */
-    double *total;   /* (rows) all of softmax as estimated when clusters were weighed */
-    double *top;     /* (rows) */
-    double *square;  /* (rows) |q|^2 */
-    double *logits;  /* (n) */
-    int8_t *codes;   /* (rows, d) queries in 8 bits */
+    bool *clustered;   /* (n) the row is in a cluster that may be used */
+    double *exact;     /* (rows) sum over the keys in none, relative to exp(top) */
+    double *total;     /* (rows) all of softmax as estimated when clusters were weighed */
+    double *top;       /* (rows) */
+    double *square;    /* (rows) |q|^2 */
+    double *logits;    /* (n) */
+    int8_t *codes;     /* (rows, d) queries in 8 bits */
     float *code_scale; /* (rows) */
-    char *how;       /* (n) what is read of a key */
+    char *how;         /* (n) what is read of a key */
     double mean_square, error;
     bool doubtful;
 } choice;
@@ -318,7 +318,8 @@ static void choose_all(choice *x)
     double eps = (double)x->o->options.eps;
     x->error = x->deep ? open_groups(x) : 0;
     for (int64_t r = 0; r < x->rows; r++) weigh(x, &x->clusters, r, x->exact[r] + closed_mass(x, r));
-    double error = choose(x, &x->clusters, tile ? shared_clusters(x) : by_codes(x, shared_clusters(x)), tile ? (double)INFINITY : eps - x->error);
+    double error = choose(x, &x->clusters, tile ? shared_clusters(x) : by_codes(x, shared_clusters(x)),
+                          tile ? (double)INFINITY : eps - x->error);
     x->error += tile ? 0 : error;
 }
 
@@ -331,7 +332,8 @@ static double choose_own(choice *x, int64_t r, bool *taken)
     double *score = malloc((size_t)(m->count + 1) * sizeof *score), *mass = x->clusters.mass + r * m->count;
     bool *now = malloc((size_t)m->count + 1);
     for (int64_t s = 0; s < m->count; s++) score[s] = mass[s] * stray(x, m, s);
-    double error = take_enough(x, m, score, mass, x->total[r], by_codes(x, own_clusters(x)), (double)x->o->options.eps - x->error, taken, now);
+    double error =
+        take_enough(x, m, score, mass, x->total[r], by_codes(x, own_clusters(x)), (double)x->o->options.eps - x->error, taken, now);
     memcpy(taken, now, (size_t)m->count);
     free(now);
     free(score);

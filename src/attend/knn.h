@@ -146,8 +146,8 @@ void kna__knn_codes_begin(knn_codes *codes, const knn_call *call, const float *q
  * Places are numbered through the index's `code` and `member` arrays; these are whole quads. What codes say beside the mean is added to
  * logits (rows, places) at ldl, which hold those of the mean keys; step: of each place. Nothing is done of a softcap.
  */
-void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step, float *logits,
-                        int64_t ldl);
+void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step,
+                        float *logits, int64_t ldl);
 /* They will be wanted soon: they start anywhere, which no hardware foresees. */
 void kna__knn_codes_expect(const knn_call *call, int64_t place, int64_t places);
 /* How far a logit of the cluster at `at` may be from what the cache says; more, and the cache has changed. */
@@ -192,7 +192,7 @@ typedef struct knn_readers {
     const float *logits;     /* (rows, ldz) of the list's mean keys, without softcap; NULL: not at hand */
     float *z;                /* (rows, ldz) masses of the list's clusters, relative to exp(base) */
     int64_t ldz;
-    const float *base;       /* (rows) */
+    const float *base; /* (rows) */
 } knn_readers;
 
 /* What has been read: codes of keys, keys, values. */
@@ -214,15 +214,15 @@ typedef struct knn_members {
     knn_member_run *run;
     int32_t *slots;         /* clusters */
     int32_t *first, *count; /* clusters: their places */
-    float *logits;     /* (rows, places), later weights */
-    float *means;      /* (rows, clusters) logits of mean keys, without softcap */
-    float *sums;       /* clusters */
-    float *step;       /* places */
-    float *above;      /* places: log of the largest share of softmax of any row, less the least that is worth a value */
-    int32_t *values;   /* places whose values are read, ascending; room for all */
-    int32_t *keys;     /* places whose keys are */
+    float *logits;          /* (rows, places), later weights */
+    float *means;           /* (rows, clusters) logits of mean keys, without softcap */
+    float *sums;            /* clusters */
+    float *step;            /* places */
+    float *above;           /* places: log of the largest share of softmax of any row, less the least that is worth a value */
+    int32_t *values;        /* places whose values are read, ascending; room for all */
+    int32_t *keys;          /* places whose keys are */
     int32_t *value_rows, *key_rows; /* of the cache, theirs */
-    float *weights;    /* (rows, as many) */
+    float *weights;                 /* (rows, as many) */
     knn_count read;
 } knn_members;
 /* Room for so many rows and clusters at a time. */
@@ -239,7 +239,7 @@ void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_membe
 /* knn_budget.c - how many. */
 int64_t kna__knn_k(const knn_call *call, int64_t kv_head);              /* k of a KV head */
 int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows); /* clusters that so many rows read together */
-int64_t kna__knn_own(int64_t k, const knn_call *call);                                     /* clusters that a row of a tile reads beside those */
+int64_t kna__knn_own(int64_t k, const knn_call *call);                  /* clusters that a row of a tile reads beside those */
 int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near */
 int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows); /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */

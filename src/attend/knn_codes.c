@@ -31,8 +31,8 @@ void kna__knn_codes_begin(knn_codes *codes, const knn_call *call, const float *q
     }
 }
 
-void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step, float *logits,
-                        int64_t ldl)
+void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step,
+                        float *logits, int64_t ldl)
 {
     size_t chunks = kna__code_chunks(call->problem->d);
     call->problem->kernels->scan_codes(logits, (size_t)ldl, codes->q, codes->ld, codes->scale, (size_t)codes->rows,
@@ -43,7 +43,8 @@ void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t pl
 void kna__knn_codes_expect(const knn_call *call, int64_t place, int64_t places)
 {
     size_t quad = kna__code_chunks(call->problem->d) * KNA_QUAD_BYTES;
-    const uint8_t *at = call->index->clusters.code + (size_t)(place / KNA_QUAD) * quad, *end = at + (size_t)(places / KNA_QUAD) * quad;
+    const uint8_t *at = call->index->clusters.code + (size_t)(place / KNA_QUAD) * quad,
+                  *end = at + (size_t)(places / KNA_QUAD) * quad;
     for (; at < end; at += KNA_QUAD_BYTES) {
         __builtin_prefetch(at);
     }

@@ -14,8 +14,8 @@
 #include <math.h>
 
 enum {
-    MEANS = 512,      /* clusters or groups per task */
-    EXACT_KEYS = 512, /* rows of a range per task */
+    MEANS = 512,       /* clusters or groups per task */
+    EXACT_KEYS = 512,  /* rows of a range per task */
     LIST_CLUSTERS = 16 /* chosen clusters per task: about 256 keys */
 };
 
@@ -53,9 +53,9 @@ typedef struct decode_job {
     decode_parts parts;
     bool is_deep; /* some set is */
     decode_set *set;
-    kna__state *states;   /* (parts, sets, g) */
-    float *values;        /* (parts, sets, g, dv) */
-    knn_count *counts; /* (parts, sets) */
+    kna__state *states; /* (parts, sets, g) */
+    float *values;      /* (parts, sets, g, dv) */
+    knn_count *counts;  /* (parts, sets) */
     char *rooms;
     size_t room_bytes;
 } decode_job;
@@ -333,7 +333,8 @@ static void score_opened(void *argument, int64_t task, int worker)
 static knn_readers readers_of(const decode_job *job, const decode_set *set)
 {
     const decode_means *means = &set->clusters;
-    return (knn_readers){ job->g, set->kv_head, set->q, set->codes, set->log_total, means->logits, means->z, means->list.size, means->max };
+    return (knn_readers){ job->g,        set->kv_head, set->q,           set->codes, set->log_total,
+                          means->logits, means->z,     means->list.size, means->max };
 }
 
 static int64_t list_tasks(void *argument)
@@ -635,11 +636,14 @@ static void begin_set(decode_job *job, int64_t i)
 
 int kna__attend_knn_decode(knn_call *call)
 {
-    static const kna__step flat[] = {
-        { first_step, first_tasks }, { choose_clusters, set_tasks }, { read_list, list_tasks }, { mean_step, mean_tasks }, { write_set, set_tasks }
-    };
-    static const kna__step deep[] = { { first_step, first_tasks },    { open_groups, set_tasks },  { score_opened, opened_tasks },
-                                      { choose_clusters, set_tasks }, { read_list, list_tasks }, { mean_step, mean_tasks }, { write_set, set_tasks } };
+    static const kna__step flat[] = { { first_step, first_tasks },
+                                      { choose_clusters, set_tasks },
+                                      { read_list, list_tasks },
+                                      { mean_step, mean_tasks },
+                                      { write_set, set_tasks } };
+    static const kna__step deep[] = { { first_step, first_tasks },    { open_groups, set_tasks }, { score_opened, opened_tasks },
+                                      { choose_clusters, set_tasks }, { read_list, list_tasks },  { mean_step, mean_tasks },
+                                      { write_set, set_tasks } };
     const kna__problem *p = call->problem;
     decode_job job = { .call = call, .sets = p->h_kv * call->queries, .g = p->g };
     size_t bytes = cut_scratch(&job, NULL);

@@ -77,8 +77,8 @@ static void find_means(const knn_call *call, const knn_readers *by, knn_members 
     const uint16_t *key = call->index->clusters.level[KNA_CLUSTERS].key + first * p->d;
     if (!by->logits) {
         p->kernels->dot_at[KNA_F16](members->means, (size_t)count, by->q, (size_t)p->d, (size_t)by->rows,
-                                    (kna__span){ (const char *)key, (size_t)p->d * sizeof *key, NULL }, members->slots, (size_t)count,
-                                    (size_t)p->d);
+                                    (kna__span){ (const char *)key, (size_t)p->d * sizeof *key, NULL }, members->slots,
+                                    (size_t)count, (size_t)p->d);
         return;
     }
     for (int64_t r = 0; r < by->rows; r++) {
@@ -103,8 +103,9 @@ static void spread_means(const kna__kernels *kernels, const knn_readers *by, knn
         float *s = members->logits + r * members->places;
         for (int64_t i = 0; i < members->runs; i++) {
             const knn_member_run *run = &members->run[i];
-            fill(s + run->first, -INFINITY, KNA_QUAD);
-            fill(s + run->first + run->count - KNA_QUAD, -INFINITY, KNA_QUAD);
+            int64_t quad = run->count ? KNA_QUAD : 0; /* clusters without members have no places */
+            fill(s + run->first, -INFINITY, quad);
+            fill(s + run->first + run->count - quad, -INFINITY, quad);
         }
         kernels->spread(s, members->means + r * members->clusters, members->first, members->count, (size_t)members->clusters);
     }
@@ -246,8 +247,7 @@ static void read_keys(const knn_call *call, const knn_readers *by, knn_members *
     const kna__problem *p = call->problem;
     int64_t count = members->read.keys;
     p->kernels->dot_at[p->k.type](members->weights, (size_t)count, by->q, (size_t)p->d, (size_t)by->rows,
-                                  kna__span_at(&p->k, by->kv_head, 0), members->key_rows, (size_t)count,
-                                  (size_t)p->d);
+                                  kna__span_at(&p->k, by->kv_head, 0), members->key_rows, (size_t)count, (size_t)p->d);
     members->read.stale = stale_clusters(call, by, members);
     for (int64_t r = 0; r < by->rows; r++) {
         for (int64_t i = 0; i < count; i++) {
@@ -317,6 +317,5 @@ void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_membe
         give_back(call, by, members, r, states[r].max);
     }
     p->kernels->mix_at[p->v.type](out, (size_t)p->dv, members->weights, (size_t)count, (size_t)by->rows,
-                                  kna__span_at(&p->v, by->kv_head, 0), members->value_rows, (size_t)count,
-                                  (size_t)p->dv);
+                                  kna__span_at(&p->v, by->kv_head, 0), members->value_rows, (size_t)count, (size_t)p->dv);
 }

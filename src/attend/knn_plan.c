@@ -190,7 +190,8 @@ static double bytes_read(const kna__problem *p, double full, const knn_read *rea
     double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
     double key_mean = (double)p->d * 2 + 3 * sizeof(float) + 2 * sizeof(uint16_t), value_mean = (double)p->dv * 2;
     double code = (double)p->d / 2;
-    double beside = read->codes * code + read->keys * key + read->values * value + read->key_means * key_mean + read->value_means * value_mean;
+    double beside =
+        read->codes * code + read->keys * key + read->values * value + read->key_means * key_mean + read->value_means * value_mean;
     return full + beside / (key + value);
 }
 

@@ -42,19 +42,19 @@ typedef struct prefill_room {
     knn_choice choice;
     prefill_means groups, clusters;
     bool is_deep;
-    int64_t choosers;   /* rows that choose for the tile, from the first on */
-    float mean_square;  /* of |q|, over these */
-    float error;        /* estimated for groups left closed; negative: nobody asked */
-    float *half_square; /* rows */
-    double *tail;       /* rows: masses left to means */
-    float *max;         /* rows: what they are relative to */
-    float *base;        /* rows: what their masses are relative to */
-    double *total;      /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
-    float *errors;      /* rows */
-    int32_t *ids;       /* of a panel, and of one cluster more */
-    knn_codes codes;    /* of a row */
+    int64_t choosers;    /* rows that choose for the tile, from the first on */
+    float mean_square;   /* of |q|, over these */
+    float error;         /* estimated for groups left closed; negative: nobody asked */
+    float *half_square;  /* rows */
+    double *tail;        /* rows: masses left to means */
+    float *max;          /* rows: what they are relative to */
+    float *base;         /* rows: what their masses are relative to */
+    double *total;       /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
+    float *errors;       /* rows */
+    int32_t *ids;        /* of a panel, and of one cluster more */
+    knn_codes codes;     /* of a row */
     knn_members members; /* of a row's own clusters */
-    knn_count *own;     /* rows: what has been read of those */
+    knn_count *own;      /* rows: what has been read of those */
 } prefill_room;
 
 static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
@@ -229,8 +229,8 @@ static void mix_means(const knn_call *call, prefill_room *room, const prefill_me
     for (int64_t i = 0, end, at; i < list->size; i = end) {
         end = panel(call, room, list, i, &at);
         widen_means(room, kna__knn_level(call, list)->value + at * p->dv, end - i, p->dv);
-        p->kernels->gemm(tile->out + mute * dv, dv, means->z + mute * size + i, size, tile->panel, dv, (size_t)tile->rows - mute, dv,
-                         (size_t)(end - i), true);
+        p->kernels->gemm(tile->out + mute * dv, dv, means->z + mute * size + i, size, tile->panel, dv, (size_t)tile->rows - mute,
+                         dv, (size_t)(end - i), true);
     }
 }
 
@@ -284,7 +284,8 @@ static void read_own(const knn_call *call, prefill_room *room, int64_t r)
     double log_total = room->total[r] > 0 ? (double)room->base[r] + log(room->total[r]) : -INFINITY;
     const float *q = tile->q + r * p->d;
     kna__knn_codes_begin(&room->codes, call, q);
-    knn_readers by = { 1, tile->kv_head, q, room->codes, &log_total, NULL, room->clusters.z + r * list->size, list->size, room->base + r };
+    knn_readers by = { 1,          tile->kv_head, q, room->codes, &log_total, NULL, room->clusters.z + r * list->size,
+                       list->size, room->base + r };
     kna__knn_members_read(call, &by, list, room->choice.chosen, room->choice.count, members);
     float max = p->kernels->max(members->logits, (size_t)members->places);
     if (max > -INFINITY) {

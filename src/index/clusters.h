@@ -18,7 +18,7 @@
 
 enum {
     KNA_PIECE = 256,
-    KNA_SLOTS = 16, /* clusters per piece */
+    KNA_SLOTS = 16,                      /* clusters per piece */
     KNA_MEMBERS = KNA_PIECE / KNA_SLOTS, /* keys per cluster, in the mean */
     KNA_GROUP_SLOTS = 8,                 /* neighbouring clusters in a group */
     KNA_PIECE_GROUPS = KNA_SLOTS / KNA_GROUP_SLOTS,
@@ -49,7 +49,8 @@ typedef struct kna__clusters {
     uint16_t *first;  /* (heads, slots): where they start in `member`, from the unit's first row on */
     uint16_t *member; /* (heads, rows): a member's row, counted from the unit's first row */
     float *step;      /* (heads, slots): from one code of a member to the next */
-    uint8_t *code;    /* (heads, quads of rows, 64 * chunks): keys less their mean key, as scan_codes() has them, in the order of `member` */
+    uint8_t *
+        code; /* (heads, quads of rows, 64 * chunks): keys less their mean key, as scan_codes() has them, in the order of `member` */
     uint8_t *always;  /* (heads, slots) */
     uint8_t *state;   /* (pieces) */
     uint8_t *touched; /* (pieces): rows written since it was formed */

@@ -23,8 +23,8 @@ static void mean_as_f32(float *mean, const uint16_t *from, int64_t d)
 }
 
 /* The numbers of all members less the mean, one after the other; whether they are finite. */
-static bool subtract(const kna__kernels *kernels, float *residual, const float *k, const uint16_t *member, int64_t n, int64_t origin,
-                     const float *mean, int64_t d)
+static bool subtract(const kna__kernels *kernels, float *residual, const float *k, const uint16_t *member, int64_t n,
+                     int64_t origin, const float *mean, int64_t d)
 {
     for (int64_t i = 0; i < n; i++) {
         memcpy(residual + i * d, k + (member[i] - origin) * d, (size_t)d * sizeof *residual);

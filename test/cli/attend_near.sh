@@ -78,7 +78,7 @@ check("knn sinks = n", out, lse, *softmax(logits(q, k), v), v)
 q, k, v = normals(6, 2, 5, 1600, 64)
 alike = np.tile(k[:, :8], (1, 200, 1))
 want, want_lse = softmax(logits(q, alike), v)
-for near in (1, 20, 200):
+for near in (1, 20, 60):
     out, lse, report = attend(q, alike, v, "--method", "knn", "--k-near", near)
     check(f"knn alike {near}", out, lse, want, want_lse, v, tolerance=0.005)
     require(report["tail_mass"] > 0.05 and report["keys_touched"] < 0.9 and report["rows_exact"] == 0, f"knn alike: {report}")

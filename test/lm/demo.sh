@@ -5,7 +5,7 @@ source "$(dirname "$0")/_prepare.sh"
     head -c 2500 "$KNA_DOCUMENTS/filesystems/vfs.rst"
     printf '\n<script>alert("&")</script>\nThe last line \xff of <b>this</b> document.\n'
 } >document.txt
-demo() { "$KNA" demo -m "$model" -f document.txt --tokens 700 -n 6 --exact-below 0 --k-near 8 --near-window 8 $one "$@"; }
+demo() { "$KNA" demo -m "$model" -f document.txt --tokens 700 -n 6 --exact-below 0 --k-near 4 --near-window 8 $one "$@"; }
 demo --json --html page.html >demo.json 2>err
 holds "document" 'a["document"] == "document.txt" and 600 < a["tokens"] <= 700
     and a["scored"] == a["tokens"] // 2 and a["made"] == 6' demo.json
