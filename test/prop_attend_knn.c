@@ -152,8 +152,8 @@ static void groups_first(void)
         holds(&c, random_context(), i % 2 ? m : 1);
         case_end(&c);
     }
-    EXPECT_THAT(rows_tried - rows_doubtful >= wanted, "%lld of %lld rows were in doubt",
-                (long long)rows_doubtful, (long long)rows_tried);
+    EXPECT_THAT(rows_tried - rows_doubtful >= wanted, "%lld of %lld rows were in doubt", (long long)rows_doubtful,
+                (long long)rows_tried);
 }
 
 /* What a row gives hangs neither on queries nor on keys after it, in no tile: other ones there, and its bits are the same. */
@@ -564,7 +564,8 @@ static void levels_of_call(drawing *d, random_case *c, uint64_t call)
     move_levels(d, c, errors, call);
     for (int64_t head = 0; head < 2 && !d->near_thing; head++) {
         float level = c->options.index->level[head] > 0 ? c->options.index->level[head] : 4; /* 0: it has not moved yet */
-        EXPECT_THAT(fabsf(level - d->level[head]) < 1e-3f, "level %g, expected %g: %s", (double)level, (double)d->level[head], case_text(c));
+        EXPECT_THAT(fabsf(level - d->level[head]) < 1e-3f, "level %g, expected %g: %s", (double)level, (double)d->level[head],
+                    case_text(c));
     }
     EXPECT_INT(r.audited, d->drawn);
     EXPECT(d->drawn || (r.audit_over < 0 && r.audit_mean < 0));
@@ -658,7 +659,8 @@ static void bytes(void)
     EXPECT_INT(r.keys_seen, 8 * 8192);
     double row = 256, cluster = 256 + 16, pieces = (double)knn_formed_pieces(c.options.index);
     double keys = r.keys_full * row / 2 + 8 * 16 * pieces * (cluster - row / 2); /* read in full and their means' keys */
-    double others = 8 * pieces * 256 * (row / 2 + row / 8) + 8 * 16 * pieces * row / 2; /* values, codes, means' values: some of each */
+    double others =
+        8 * pieces * 256 * (row / 2 + row / 8) + 8 * 16 * pieces * row / 2; /* values, codes, means' values: some of each */
     double touched = r.keys_touched * 8 * 8192 * row;
     EXPECT_THAT(touched > keys && touched < keys + others, "%g bytes: %g of keys, at most %g of others", touched, keys, others);
     EXPECT_THAT(r.keys_full < 0.25 * r.keys_seen && r.keys_touched < 0.35, "%g of %g keys, %g of the bytes", r.keys_full,

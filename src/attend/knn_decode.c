@@ -16,7 +16,7 @@
 enum {
     MEANS = 512,       /* clusters or groups per task */
     EXACT_KEYS = 512,  /* rows of a range per task */
-    LIST_CLUSTERS = 16 /* chosen clusters per task: about 256 keys */
+    LIST_CLUSTERS = 32 /* chosen clusters per task: about 512 keys */
 };
 
 /* Clusters of one level, as a set's rows weigh them. */

@@ -283,6 +283,49 @@ static void scan_neon(float *out, size_t ldo, const int8_t *q, size_t ldq, const
     }
 }
 
+/* ---- codes of four bits */
+
+/* One chunk of a row: four products fit 16 bits, as 4 * 15 * 127 does. */
+static inline int32x4_t add_codes(int32x4_t sum, const uint8_t *codes, const int8_t *q)
+{
+    uint8x16_t both = vld1q_u8(codes);
+    int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), high = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+    int8x16_t first = vld1q_s8(q), second = vld1q_s8(q + 16);
+    int16x8_t products = vmull_s8(vget_low_s8(low), vget_low_s8(first));
+    products = vmlal_s8(products, vget_high_s8(low), vget_high_s8(first));
+    products = vmlal_s8(products, vget_low_s8(high), vget_low_s8(second));
+    products = vmlal_s8(products, vget_high_s8(high), vget_high_s8(second));
+    return vpadalq_s16(sum, products);
+}
+
+static inline int32x4_t scan_quad(const int8_t *q, const uint8_t *quad, size_t chunks)
+{
+    int32x4_t sum[KNA_QUAD] = { vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0) };
+    for (size_t c = 0; c < chunks; c++) {
+        for (size_t r = 0; r < KNA_QUAD; r++) {
+            sum[r] = add_codes(sum[r], quad + c * KNA_QUAD_BYTES + 16 * r, q + c * KNA_CODE_CHUNK);
+        }
+    }
+    return vpaddq_s32(vpaddq_s32(sum[0], sum[1]), vpaddq_s32(sum[2], sum[3]));
+}
+
+static void scan_codes_neon(float *out, size_t ldo, const int8_t *q, size_t ldq, const float *scale, size_t g, const uint8_t *codes,
+                            const float *step, size_t quads, size_t chunks)
+{
+    for (size_t i = 0; i < g; i++) {
+        int32_t excess = 0;
+        for (size_t c = 0; c < chunks * KNA_CODE_CHUNK; c++) {
+            excess += 15 * q[i * ldq + c];
+        }
+        for (size_t b = 0; b < quads; b++) {
+            float *at = out + i * ldo + b * KNA_QUAD;
+            int32x4_t sum = scan_quad(q + i * ldq, codes + b * chunks * KNA_QUAD_BYTES, chunks);
+            float32x4_t sums = vcvtq_f32_s32(vsubq_s32(vaddq_s32(sum, sum), vdupq_n_s32(excess)));
+            vst1q_f32(at, vfmaq_f32(vld1q_f32(at), vmulq_n_f32(vld1q_f32(step + b * KNA_QUAD), scale[i]), sums));
+        }
+    }
+}
+
 bool kna__kernels_neon(kna__kernels *table)
 {
     V_FILL(table)
@@ -291,6 +334,7 @@ bool kna__kernels_neon(kna__kernels *table)
     table->count = count_neon;
     table->quantize = quantize_neon;
     table->scan = scan_neon;
+    table->scan_codes = scan_codes_neon;
     return true;
 }
 
