@@ -200,8 +200,9 @@ static void begin_row(choice *x, int64_t r)
     if (r < x->choosers) x->mean_square += x->square[r] / (double)x->choosers;
     x->top[r] = HIDDEN;
     for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
-    float *scaled = malloc((size_t)o->d * sizeof *scaled);
-    for (int64_t i = 0; i < o->d; i++) scaled[i] = (float)q[i] * (float)o->scale;
+    float *scaled = malloc((size_t)o->d * sizeof *scaled), scale = o->options.scale;
+    scale = scale != 0 ? scale : 1.0f / sqrtf((float)o->d); /* to the bit: where a number is half way between two codes it decides */
+    for (int64_t i = 0; i < o->d; i++) scaled[i] = (float)q[i] * scale;
     x->code_scale[r] = kna__kernels_get(KNA_CPU_REF)->quantize(x->codes + r * o->d, scaled, (size_t)o->d);
     free(scaled);
     for (int64_t j = 0; j < o->n; j++) x->exact[r] += x->clustered[j] || x->logits[j] == HIDDEN ? 0 : exp(x->logits[j] - x->top[r]);
