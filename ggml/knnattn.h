@@ -11,7 +11,7 @@
  * Settings, as environment variables and, in small letters without KNNATTN_, in knnattn_configure():
  *
  *     KNNATTN_METHOD       off | exact | topk | knn: who computes attention; off leaves it to llama.cpp      (knn)
- *     KNNATTN_K            keys read in full per query and head, beside sinks and window                    (384)
+ *     KNNATTN_K            topk: keys read; knn: clusters looked into, see k_near in kna.h                    (384)
  *     KNNATTN_EPS          knn: raise k until the estimated distance to softmax is at most this; 0: never   (0)
  *     KNNATTN_DELTA        knn: at most about this share of the rows is off by more than EPS; 0: EPS is of estimates (0)
  *     KNNATTN_SINKS        knn: first keys always read in full                                              (4)

@@ -324,7 +324,7 @@ typedef struct kna_report {
     double audit_p95_low;     /* 95 % confidence: that over all rows is between these; negative: too few rows to tell */
     double audit_p95_high;
     double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
-    int64_t stale_rows;       /* keys (topk) or clusters (knn) read in full that the index describes otherwise: it is out of date */
+    int64_t stale_rows;       /* keys (topk) read, or clusters (knn) with keys read, that the index describes otherwise: it is out of date */
     size_t index_bytes;       /* of the index used */
     size_t scratch_bytes;     /* most scratch held during the call */
 } kna_report;
