@@ -73,14 +73,35 @@ static bool means_hold(const kna_index *index, const kna_rows *k, const kna_rows
            EXPECT_THAT(c->spread[at] >= 0 && isfinite(c->spread[at]), "spread %g", (double)c->spread[at]);
 }
 
-static bool cluster_holds(const kna_index *index, const kna_rows *k, const kna_rows *v, int64_t head, int64_t at, const int32_t *ids,
-                          int64_t n)
+/* Codes say what a member's key is beside its cluster's mean, to little more than half a step; the step is as small as can be. */
+static bool codes_hold(const kna_index *index, const kna_rows *k, int64_t head, int64_t at, int64_t unit, const int32_t *ids, int64_t n)
+{
+    const kna__clusters *c = &index->clusters;
+    double step = (double)c->step[at], largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t place = head * c->capacity * KNA_PIECE + unit + c->first[at] + i;
+        const uint8_t *quad = c->code + (size_t)(place / KNA_QUAD) * kna__code_chunks(index->d) * KNA_QUAD_BYTES;
+        for (int64_t x = 0; x < index->d; x++) {
+            double beside = oracle_number(k, head, ids[i], x) - oracle_f16(c->level[KNA_CLUSTERS].key[at * index->d + x]);
+            double said = step * ((double)kna__code_at(quad, (size_t)(place % KNA_QUAD), (size_t)x) - 7.5);
+            largest = fmax(largest, fabs(beside));
+            if (!EXPECT_THAT(fabs(beside - said) <= 0.54 * step + 1e-30, "row %d, column %lld: %g beside the mean, by its code %g", ids[i],
+                             (long long)x, beside, said)) {
+                return false;
+            }
+        }
+    }
+    return EXPECT_THAT(fabs(step - largest / 7.5) <= 1e-5 * step + 1e-30, "step %g, expected %g", step, largest / 7.5);
+}
+
+static bool cluster_holds(const kna_index *index, const kna_rows *k, const kna_rows *v, int64_t head, int64_t at, int64_t unit,
+                          const int32_t *ids, int64_t n)
 {
     const kna__clusters *c = &index->clusters;
     double norm;
     return means_hold(index, k, v, head, &c->level[KNA_CLUSTERS], at, ids, n, &norm) &&
            EXPECT_THAT(fabs((double)c->norm[at] - norm) <= 1e-5 * (1 + norm), "norm %g, expected %g", (double)c->norm[at], norm) &&
-           EXPECT_THAT(c->always[at] <= 1, "always %d", c->always[at]);
+           EXPECT_THAT(c->always[at] <= 1, "always %d", c->always[at]) && codes_hold(index, k, head, at, unit, ids, n);
 }
 
 /* A group describes the members of its clusters, whatever has become of them since. */
@@ -116,7 +137,7 @@ static bool unit_holds(const kna_index *index, const kna_rows *k, const kna_rows
                 return false;
             }
         }
-        if (n && !c->always[at] && !cluster_holds(index, k, v, head, at, ids, n)) return false;
+        if (n && !c->always[at] && !cluster_holds(index, k, v, head, at, row, ids, n)) return false;
     }
     for (int64_t group = slot / KNA_GROUP_SLOTS; group < (slot + rows / KNA_PIECE * KNA_SLOTS) / KNA_GROUP_SLOTS; group++) {
         if (!group_holds(index, k, v, head, group)) return false;

@@ -156,6 +156,20 @@ static void groups_first(void)
                 (long long)rows_tried);
 }
 
+/* More clusters than a task takes: what one does with their masses must not be what another counts. */
+static void many_means(void)
+{
+    for (int i = 0; i < rounds(4); i++) {
+        random_case c = { .guarded = false };
+        case_begin(&c, (shape){ 4, 2, 1 + i % 2, 9600, 16, 8 });
+        c.options.method = KNA_KNN;
+        c.options.causal = 1;
+        c.options.k_near = 200; /* all clusters are weighed: their groups are too few to go by */
+        holds(&c, random_context(), 1);
+        case_end(&c);
+    }
+}
+
 /* What a row gives hangs neither on queries nor on keys after it, in no tile: other ones there, and its bits are the same. */
 static void no_look_ahead(void)
 {
@@ -723,6 +737,7 @@ int main(int argc, char **argv)
     TEST(one_tile);
     TEST(tiles_in_order);
     TEST(groups_first);
+    TEST(many_means);
     TEST(no_look_ahead);
     TEST(equal_queries);
     TEST(edges_of_pieces);

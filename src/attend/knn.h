@@ -196,10 +196,10 @@ typedef struct knn_readers {
 } knn_readers;
 
 /* What has been read: codes of keys, keys, values. */
-typedef struct knn_count {
+typedef struct knn_tally {
     int64_t codes, keys, values;
     int32_t stale; /* clusters found to be described wrongly */
-} knn_count;
+} knn_tally;
 
 /* Clusters side by side: their places are too. As codes come in quads, those at both ends may be of other clusters. */
 typedef struct knn_member_run {
@@ -223,7 +223,7 @@ typedef struct knn_members {
     int32_t *keys;          /* places whose keys are */
     int32_t *value_rows, *key_rows; /* of the cache, theirs */
     float *weights;                 /* (rows, as many) */
-    knn_count read;
+    knn_tally read;
 } knn_members;
 /* Room for so many rows and clusters at a time. */
 void kna__knn_members_cut(knn_members *members, const knn_call *call, int64_t rows, int64_t clusters, kna__cutter *cutter);

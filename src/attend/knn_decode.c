@@ -25,7 +25,6 @@ typedef struct decode_means {
     float *z;      /* (g, list.size) mean logits, then masses */
     float *logits; /* (g, list.size) those, without softcap; clusters only */
     float *max;    /* (g) what the masses are relative to */
-    double *tail;  /* (g) masses left to means, relative to exp(max) */
 } decode_means;
 
 /* What belongs to one set. */
@@ -38,6 +37,7 @@ typedef struct decode_set {
     float *q;           /* (g, d) scaled */
     knn_codes codes;    /* the same in 8 bits */
     float *half_square; /* (g) */
+    double *closed;     /* (g) masses of groups left closed, relative to exp(groups.max) */
     double *log_total;  /* (g) log of all of the softmax, as estimated; -infinity: not known */
     float error;        /* estimated; negative: nobody asked */
 } decode_set;
@@ -55,7 +55,7 @@ typedef struct decode_job {
     decode_set *set;
     kna__state *states; /* (parts, sets, g) */
     float *values;      /* (parts, sets, g, dv) */
-    knn_count *counts;  /* (parts, sets) */
+    knn_tally *counts;  /* (parts, sets) */
     char *rooms;
     size_t room_bytes;
 } decode_job;
@@ -93,7 +93,7 @@ static float *part_values(const decode_job *job, const decode_set *set, int64_t 
     return job->values + part_at(job, set, part) * job->call->problem->dv;
 }
 
-static knn_count *part_count(const decode_job *job, const decode_set *set, int64_t part)
+static knn_tally *part_count(const decode_job *job, const decode_set *set, int64_t part)
 {
     return job->counts + part * job->sets + (set - job->set);
 }
@@ -236,14 +236,14 @@ static void weigh_row(const decode_job *job, decode_set *set, decode_means *mean
     const kna__problem *p = job->call->problem;
     const knn_list *list = &means->list;
     float *z = means->z + r * list->size, max = p->kernels->max(z, (size_t)list->size);
-    double total = means->tail[r] = kna__knn_mass(job->call, list, set->kv_head, z, max, set->half_square[r]);
+    double total = kna__knn_mass(job->call, list, set->kv_head, z, max, set->half_square[r]);
     means->max[r] = max;
     for (int64_t part = 0; part < job->parts.exact && max > -INFINITY; part++) {
         kna__state state = part_state(job, set, part)[r];
         total += state.sum > 0 ? state.sum * relative(state.max, max) : 0;
     }
     if (set->is_deep && means == &set->clusters && max > -INFINITY) {
-        total += set->groups.tail[r] * relative(set->groups.max[r], max);
+        total += set->closed[r] * relative(set->groups.max[r], max);
     }
     bool is_known = total > 0 && isfinite(total);
     set->log_total[r] = is_known ? (double)max + log(total) : -INFINITY;
@@ -270,7 +270,6 @@ static void choose_means(const decode_job *job, decode_set *set, decode_means *m
         for (int64_t i = 0; i < set->choice.count; i++) {
             z[set->choice.chosen[i]] = 0;
         }
-        means->tail[r] = kna__knn_sum(job->call->problem->kernels, z, means->list.size);
     }
 }
 
@@ -285,6 +284,9 @@ static void open_groups(void *argument, int64_t task, int worker)
     }
     int64_t open = kna__knn_open(kna__knn_k(job->call, set->kv_head), job->call, job->g);
     choose_means(job, set, &set->groups, open, kna__knn_limit(job->call) / 2);
+    for (int64_t r = 0; r < job->g; r++) {
+        set->closed[r] = kna__knn_sum(job->call->problem->kernels, set->groups.z + r * set->groups.list.size, set->groups.list.size);
+    }
     kna__knn_list_clear(&set->clusters.list);
     for (int64_t i = 0; i < set->choice.count; i++) {
         int64_t group = kna__knn_slot(&set->groups.list, set->choice.chosen[i]);
@@ -434,7 +436,7 @@ static int64_t mix_clusters(const decode_job *job, const decode_set *set, int64_
     return heavy->count + groups;
 }
 
-/* What the clusters or groups left to their means are to their rows. The first chunk carries the whole sum. */
+/* What a chunk of the clusters or groups left to their means is to the rows. It is summed before any of it goes elsewhere. */
 static void mix_means(const decode_job *job, const decode_set *set, const decode_means *means, int64_t chunk, int64_t part,
                       decode_room *room)
 {
@@ -442,16 +444,15 @@ static void mix_means(const decode_job *job, const decode_set *set, const decode
     const knn_list *list = &means->list;
     kna__state *states = part_state(job, set, part);
     float *values = empty_values(job, set, part);
-    knn_count *counts = part_count(job, set, part);
-    int64_t stop = smaller((chunk + 1) * MEANS, list->size);
+    knn_tally *counts = part_count(job, set, part);
+    int64_t first = chunk * MEANS, stop = smaller(first + MEANS, list->size);
     for (int64_t r = 0; r < job->g; r++) {
-        if (chunk == 0) {
-            means->tail[r] = kna__knn_sum(p->kernels, means->z + r * list->size, list->size);
-        }
-        states[r] = (kna__state){ list->size ? means->max[r] : -INFINITY, chunk || !list->size ? 0 : means->tail[r] };
+        bool is_empty = first >= stop;
+        states[r].max = is_empty ? -INFINITY : means->max[r];
+        states[r].sum = is_empty ? 0 : kna__knn_sum(p->kernels, means->z + r * list->size + first, stop - first);
     }
-    *counts = (knn_count){ .keys = 0 };
-    for (int64_t i = chunk * MEANS, end, at; i < stop; i = end) {
+    *counts = (knn_tally){ .keys = 0 };
+    for (int64_t i = first, end, at; i < stop; i = end) {
         end = kna__knn_stretch(job->call, list, set->kv_head, i, stop, &at);
         if (list->level == KNA_CLUSTERS) {
             counts->values += mix_clusters(job, set, i, end - i, at, room, values);
@@ -491,9 +492,17 @@ static void mean_step(void *argument, int64_t task, int worker)
 
 /* ---- the end */
 
-static double tail_of(const decode_means *means, int64_t r, float max)
+/* Weights that means stand for, relative to exp(max). */
+static double tail_of(const decode_job *job, const decode_set *set, int64_t r, float max)
 {
-    return means->list.size ? means->tail[r] * relative(means->max[r], max) : 0;
+    const decode_parts *parts = &job->parts;
+    int64_t first = parts->exact + parts->lists;
+    double tail = 0;
+    for (int64_t part = first; part < first + parts->clusters + parts->groups; part++) {
+        kna__state state = part_state(job, set, part)[r];
+        tail += state.sum > 0 ? state.sum * relative(state.max, max) : 0;
+    }
+    return tail;
 }
 
 static void write_row(const decode_job *job, const decode_set *set, int64_t r, const knn_read *read, int32_t stale)
@@ -509,8 +518,7 @@ static void write_row(const decode_job *job, const decode_set *set, int64_t r, c
     kna__row_stats *stats = kna__knn_count(job->call, &set->plan, head, set->query, read);
     if (set->plan.clusters.size) {
         double total = state.sum + kna__sink_weight(p, head, state.max);
-        double tail = tail_of(&set->clusters, r, state.max) + tail_of(&set->groups, r, state.max);
-        stats->tail_mass = total > 0 ? (float)(tail / total) : 0;
+        stats->tail_mass = total > 0 ? (float)(tail_of(job, set, r, state.max) / total) : 0;
         stats->error_est = set->error;
     }
     stats->stale = r == 0 ? stale : 0;
@@ -526,7 +534,7 @@ static void write_set(void *argument, int64_t task, int worker)
     int32_t stale = 0;
     (void)worker;
     for (int64_t part = 0; part < parts->lists + parts->clusters + parts->groups; part++) {
-        const knn_count *count = part_count(job, set, parts->exact + part);
+        const knn_tally *count = part_count(job, set, parts->exact + part);
         bool is_list = part < parts->lists;
         read.codes += is_list ? (double)count->codes : 0;
         read.keys += is_list ? (double)count->keys : 0;
@@ -549,7 +557,6 @@ static void cut_means(const decode_job *job, decode_means *means, int level, int
     means->z = kna__cut(cutter, g * (size_t)most, sizeof(float));
     means->logits = level == KNA_CLUSTERS ? kna__cut(cutter, g * (size_t)most, sizeof(float)) : NULL;
     means->max = kna__cut(cutter, g, sizeof(float));
-    means->tail = kna__cut(cutter, g, sizeof(double));
 }
 
 static void cut_set(const decode_job *job, decode_set *set, int64_t pieces, kna__cutter *cutter)
@@ -561,6 +568,7 @@ static void cut_set(const decode_job *job, decode_set *set, int64_t pieces, kna_
     set->q = kna__cut(cutter, g * (size_t)job->call->problem->d, sizeof(float));
     kna__knn_codes_cut(&set->codes, job->call, job->g, cutter);
     set->half_square = kna__cut(cutter, g, sizeof(float));
+    set->closed = kna__cut(cutter, g, sizeof(double));
     set->log_total = kna__cut(cutter, g, sizeof(double));
 }
 
@@ -584,7 +592,7 @@ static size_t cut_scratch(decode_job *job, char *base)
     }
     job->states = kna__cut(&cutter, states, sizeof(kna__state));
     job->values = kna__cut(&cutter, states, (size_t)p->dv * sizeof(float));
-    job->counts = kna__cut(&cutter, (size_t)(parts * job->sets), sizeof(knn_count));
+    job->counts = kna__cut(&cutter, (size_t)(parts * job->sets), sizeof(knn_tally));
     cut_room(job, 0, NULL, &job->room_bytes);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;

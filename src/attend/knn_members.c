@@ -59,7 +59,7 @@ static void find_clusters(const knn_call *call, const knn_readers *by, const knn
 {
     members->numbers = numbers;
     members->clusters = members->runs = members->places = 0;
-    members->read = (knn_count){ .codes = 0 };
+    members->read = (knn_tally){ .codes = 0 };
     for (int64_t i = 0; i < count; i++) {
         add_cluster(call, by, (int32_t)kna__knn_slot(list, numbers[i]), members);
     }
@@ -98,7 +98,6 @@ static void fill(float *x, float value, int64_t n)
 /* The logits of the means in the places of their members; -infinity in those of other clusters. */
 static void spread_means(const kna__kernels *kernels, const knn_readers *by, knn_members *members)
 {
-    fill(members->step, 0, members->places);
     for (int64_t r = 0; r < by->rows; r++) {
         float *s = members->logits + r * members->places;
         for (int64_t i = 0; i < members->runs; i++) {
@@ -119,6 +118,7 @@ static void estimate(const knn_call *call, const knn_readers *by, knn_members *m
     for (int64_t i = 0; i < members->clusters; i++) {
         members->sums[i] = c->step[kna__cluster_slot(c, by->kv_head, members->slots[i])] * 0.5f;
     }
+    fill(members->step, 0, members->places);
     call->problem->kernels->spread(members->step, members->sums, members->first, members->count, (size_t)members->clusters);
     for (int64_t i = 0; i < members->runs; i++) {
         const knn_member_run *run = &members->run[i];
@@ -271,22 +271,6 @@ void kna__knn_members_read(const knn_call *call, const knn_readers *by, const kn
 
 /* ---- values */
 
-/* In four sums, or each addition would wait for the last. */
-static float sum_of(const float *x, int64_t n)
-{
-    float sum[4] = { 0 };
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        for (int64_t j = 0; j < 4; j++) {
-            sum[j] += x[i + j];
-        }
-    }
-    for (; i < n; i++) {
-        sum[0] += x[i];
-    }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
 static void take_heavy(const knn_members *members, int64_t r)
 {
     float *w = members->logits + r * members->places, *weights = members->weights + r * members->read.values;
@@ -310,12 +294,15 @@ static void give_back(const knn_call *call, const knn_readers *by, const knn_mem
 void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_members *members, kna__state *states, float *out)
 {
     const kna__problem *p = call->problem;
+    const kna__kernels *kernels = p->kernels;
     int64_t count = members->read.values;
+    float sum;
     for (int64_t r = 0; r < by->rows; r++) {
         take_heavy(members, r);
-        states[r].sum += (double)sum_of(members->weights + r * count, count);
+        kernels->part_sum(&sum, members->weights + r * count, &(int32_t){ 0 }, &(int32_t){ (int32_t)count }, 1);
+        states[r].sum += (double)sum;
         give_back(call, by, members, r, states[r].max);
     }
-    p->kernels->mix_at[p->v.type](out, (size_t)p->dv, members->weights, (size_t)count, (size_t)by->rows,
+    kernels->mix_at[p->v.type](out, (size_t)p->dv, members->weights, (size_t)count, (size_t)by->rows,
                                   kna__span_at(&p->v, by->kv_head, 0), members->value_rows, (size_t)count, (size_t)p->dv);
 }

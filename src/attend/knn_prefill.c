@@ -54,7 +54,7 @@ typedef struct prefill_room {
     int32_t *ids;        /* of a panel, and of one cluster more */
     knn_codes codes;     /* of a row */
     knn_members members; /* of a row's own clusters */
-    knn_count *own;      /* rows: what has been read of those */
+    knn_tally *own;      /* rows: what has been read of those */
 } prefill_room;
 
 static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
@@ -78,7 +78,7 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     room.base = kna__cut(&cutter, rows, sizeof(float));
     room.total = kna__cut(&cutter, rows, sizeof(double));
     room.errors = kna__cut(&cutter, rows, sizeof(float));
-    room.own = kna__cut(&cutter, rows, sizeof(knn_count));
+    room.own = kna__cut(&cutter, rows, sizeof(knn_tally));
     kna__knn_codes_cut(&room.codes, job->call, 1, &cutter);
     kna__knn_members_cut(&room.members, job->call, 1, own < clusters ? own : clusters, &cutter);
     room.ids = kna__cut(&cutter, KNA_TILE_KEYS + KNA_SEGMENT, sizeof(int32_t));
@@ -117,7 +117,7 @@ static void measure_rows(prefill_room *room)
         room->mean_square += r < room->choosers ? square / (float)room->choosers : 0;
         room->tail[r] = 0;
         room->max[r] = 0;
-        room->own[r] = (knn_count){ .codes = 0 };
+        room->own[r] = (knn_tally){ .codes = 0 };
         room->errors[r] = -1;
     }
 }
@@ -334,7 +334,7 @@ static void report_rows(const knn_call *call, const prefill_room *room, int64_t 
     const kna__tile *tile = &room->tile;
     for (int64_t r = 0; r < tile->rows; r++) {
         int64_t query = (tile->row + r) / p->g, head = tile->kv_head * p->g + (tile->row + r) % p->g;
-        const knn_count *own = &room->own[r];
+        const knn_tally *own = &room->own[r];
         double means = (double)(room->clusters.list.size + room->groups.list.size), shared = (double)keys;
         knn_read read = { (double)own->codes, shared + (double)own->keys, shared + (double)own->values, means, means };
         kna__row_stats *stats = kna__knn_count(call, &room->plan, head, query, &read);

@@ -3,7 +3,6 @@
  * (8,192 keys) logits are then off by 0.07 to 0.12, root mean square over the softmax, where the means themselves are off by 1 and more;
  * a step of each row's own or of each column's own leaves 0.04 to 0.08, and the same error of the output.
  */
-#include "../kernel/half.h"
 #include "clusters.h"
 #include "index.h"
 
@@ -13,13 +12,6 @@
 static uint8_t coarse(int8_t code)
 {
     return (uint8_t)(((code + 127) * 967 + 8192) >> 14);
-}
-
-static void mean_as_f32(float *mean, const uint16_t *from, int64_t d)
-{
-    for (int64_t c = 0; c < d; c++) {
-        mean[c] = kna__f16_to_float(from[c]);
-    }
 }
 
 /* The numbers of all members less the mean, one after the other; whether they are finite. */
@@ -53,7 +45,8 @@ void kna__clusters_encode(kna_index *index, const kna__kernels *kernels, int64_t
     for (int64_t at = kna__cluster_slot(c, head, slot), end = at + slots; at < end; at++) {
         int64_t n = c->level[KNA_CLUSTERS].count[at], row = first_row + c->first[at];
         c->step[at] = 0;
-        mean_as_f32(mean, c->level[KNA_CLUSTERS].key + at * d, d);
+        kna__span key = { (const char *)(c->level[KNA_CLUSTERS].key + at * d), 0, NULL };
+        kernels->widen[KNA_F16](mean, (size_t)d, key, 1, (size_t)d);
         if (!subtract(kernels, residual, k, c->member + row, n, origin, mean, d)) {
             c->always[at] = 1;
             continue;
