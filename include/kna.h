@@ -8,7 +8,7 @@
  *   1. Version and status codes        what can go wrong, one sentence each
  *   2. Context                         threads, CPU level, allocator, memory accounting, last message
  *   3. Rows and masks                  how operands are described
- *   4. Attention                       the operator, its options and its report; merge of partial results
+ *   4. Attention                       the operator, its options and its report; its gradients; merge of partial results
  *   5. Index                           what makes repeated calls on a growing key-value cache cheap
  *
  * Letters: h query heads, h_kv key/value heads, g = h / h_kv query heads per KV head, m queries, n keys, d dimension of
@@ -357,6 +357,33 @@ typedef struct kna_report {
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
                                    const kna_rows *q, const kna_rows *k, const kna_rows *v,
                                    const kna_attend_options *options);
+
+/* Where gradients go, f32, laid out like what they are gradients of; data NULL: not wanted. Strides are multiples of 4. */
+typedef struct kna_gradients {
+    kna_out_rows dq;            /* (h,m,d) */
+    kna_out_rows dk;            /* (h_kv,n,d): summed over the query heads of a KV head */
+    kna_out_rows dv;            /* (h_kv,n,dv) */
+    float *dsinks;              /* (h), where the options have sinks; NULL: not wanted */
+} kna_gradients;
+
+/*
+ * kna_attend_backward() - gradients of a sum over <dout, out>, out being what kna_attend() gave.
+ *
+ * Shapes:  dout, out (h,m,dv) f32, f16 or bf16; lse (h,m); q, k, v and options as for that call, with out and lse as it wrote them.
+ * Units:   gradients of q, k and v themselves: the scale is in them. Keys and values of any type: of int8 and q8_0 ones the gradient is
+ *          that of the numbers they stand for.
+ * Out:     what of gradients is wanted; written, not added to. They must not overlap one another or an input.
+ * Returns: as kna_attend(); KNA_EVALUE also for NaN and infinity in dout and out, and for NaN and +infinity in lse; KNA_EINVAL for a
+ *          method other than KNA_EXACT.
+ * Threads: as kna_attend(): the same bits for any number.
+ * Cost:    10 m h n d flops (d = dv) over the pairs seen, 6 without dq and dk; logits are computed anew. Scratch 17 * 768 * d floats
+ *          for a KV head, as many at a time as keep the threads busy. No gradient of mask and slopes.
+ * Source:  Dao 2023 (FlashAttention-2), equations of its section 2; the covariance form dq_i = scale * cov(k, <dout_i, v>) over
+ *          softmax(i) says the same. src/attend/backward.h spells it out.
+ */
+KNA_API KNA_CHECKED int kna_attend_backward(kna_context *context, const kna_gradients *gradients, const kna_rows *dout,
+                                            const kna_rows *out, const float *lse, const kna_rows *q, const kna_rows *k,
+                                            const kna_rows *v, const kna_attend_options *options);
 
 /*
  * kna_merge() - join attention over two disjoint sets of keys into attention over both, in place: a := a + b.

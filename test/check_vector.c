@@ -1,4 +1,4 @@
-/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, lift, softcap, add_f16, select, count, block_max, block_sum, spread,
+/* check_vector.c - the kernels on one vector: max, exp_sum, scale, axpy, lift, tilt, softcap, add_f16, select, count, block_max, block_sum, spread,
  * part_sum. */
 #include "check.h"
 
@@ -182,6 +182,20 @@ static void expect_lift(job *j)
 static void call_lift(job *j)
 {
     j->kernels->lift(j->out, j->left, j->a, j->n);
+}
+
+/* ---- tilt */
+static void expect_tilt(job *j)
+{
+    for (size_t i = 0; i < j->n; i++) {
+        float off = out_of(j)[i] - j->a;
+        expect_cell(j, i, (double)(j->left[i] * off), 0);
+    }
+}
+
+static void call_tilt(job *j)
+{
+    j->kernels->tilt(j->out, j->left, j->a, j->n);
 }
 
 /* ---- softcap */
@@ -459,6 +473,8 @@ const check checks_vector[] = {
     { ENTRY(axpy), false, "n", make_update, expect_axpy, call_axpy, NULL, NULL, work_update, "B",
       { { 1, 64, 0 }, { 1, 4096, 0 } } },
     { ENTRY(lift), false, "n", make_update, expect_lift, call_lift, NULL, NULL, work_update, "B",
+      { { 1, 64, 0 }, { 1, 4096, 0 } } },
+    { ENTRY(tilt), false, "n", make_update, expect_tilt, call_tilt, NULL, NULL, work_update, "B",
       { { 1, 64, 0 }, { 1, 4096, 0 } } },
     { ENTRY(softcap), false, "n", make_softcap, expect_softcap, call_softcap, NULL, NULL, work_update, "B", { { 1, 4096, 0 } } },
     { ENTRY(add_f16), false, "n", make_add_f16, expect_add_f16, call_add_f16, NULL, NULL, work_add_f16, "B", { { 1, 4096, 0 } } },

@@ -28,7 +28,7 @@ static void find_bad(void *argument, int64_t task, int worker)
     }
 }
 
-static int check_rows(kna_context *context, const kna_rows *rows, const char *name)
+int kna__rows_finite(kna_context *context, const kna_rows *rows, const char *name)
 {
     int64_t chunks = (rows->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, tasks = chunks * rows->heads;
     finite_job job = { rows, chunks, (int64_t *)(void *)kna__scratch(context, kna__size_product((size_t)tasks, sizeof(int64_t))) };
@@ -79,8 +79,8 @@ static int check_mask(const kna__problem *p)
 
 int kna__problem_finite(const kna__problem *p)
 {
-    KNA_TRY(check_rows(p->context, &p->q, "queries"));
-    KNA_TRY(check_rows(p->context, &p->k, "keys"));
-    KNA_TRY(check_rows(p->context, &p->v, "values"));
+    KNA_TRY(kna__rows_finite(p->context, &p->q, "queries"));
+    KNA_TRY(kna__rows_finite(p->context, &p->k, "keys"));
+    KNA_TRY(kna__rows_finite(p->context, &p->v, "values"));
     return check_mask(p);
 }

@@ -76,6 +76,20 @@ bool kna__mask_forbids(const kna__problem *p, int64_t head, int64_t query, int64
                                    : all_minus_infinity_f16((const uint16_t *)(const void *)row + first, count);
 }
 
+bool kna__mask_forbids_rows(const kna__problem *p, int64_t kv_head, int64_t row, int64_t rows, int64_t first, int64_t count)
+{
+    if (!p->mask.data) {
+        return false;
+    }
+    int64_t step = p->mask.heads == 1 ? p->g : 1;
+    for (int64_t r = row; r < row + rows; r += step) {
+        if (!kna__mask_forbids(p, kv_head * p->g + r % p->g, r / p->g, first, count)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Without early exit, so that the compiler makes vectors of it. */
 static int64_t count_not(const uint16_t *x, int64_t count, uint16_t value)
 {

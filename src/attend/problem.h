@@ -32,6 +32,7 @@ int kna__problem_init(kna__problem *problem, kna_context *context, const kna_out
                       const kna_rows *k, const kna_rows *v, const kna_attend_options *options);
 /* finite.c - KNA_EVALUE and a message that says where, if q, k or v holds NaN or infinity. */
 int kna__problem_finite(const kna__problem *problem);
+int kna__rows_finite(kna_context *context, const kna_rows *rows, const char *name);
 
 static inline kna__span kna__span_at(const kna_rows *rows, int64_t head, int64_t row)
 {
@@ -72,6 +73,8 @@ void kna__logits_seen(const kna__problem *problem, int64_t head, int64_t query, 
 void kna__logits_finish_at(const kna__problem *problem, int64_t head, int64_t query, const int32_t *ids, float *s, int64_t count);
 /* Whether the mask forbids all of keys first .. first+count-1 to the query. */
 bool kna__mask_forbids(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
+/* To all of rows row .. row + rows - 1 of a KV head. */
+bool kna__mask_forbids_rows(const kna__problem *problem, int64_t kv_head, int64_t row, int64_t rows, int64_t first, int64_t count);
 /* Whether it adds nothing to them. */
 bool kna__mask_is_zero(const kna__problem *problem, int64_t head, int64_t query, int64_t first, int64_t count);
 /* The first of keys key .. end - 1 that it allows, or that it forbids; `end`: there is none. */

@@ -29,22 +29,6 @@ void kna__tile_begin(kna__tile *tile, int64_t kv_head, int64_t row, int64_t rows
     }
 }
 
-/* What a tile of rows may do with a tile of keys. */
-static bool is_forbidden(const kna__tile *tile, int64_t first, int64_t count)
-{
-    const kna__problem *p = tile->problem;
-    if (!p->mask.data) {
-        return false;
-    }
-    int64_t step = p->mask.heads == 1 ? p->g : 1;
-    for (int64_t r = tile->row; r < tile->row + tile->rows; r += step) {
-        if (!kna__mask_forbids(p, tile->kv_head * p->g + r % p->g, r / p->g, first, count)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* Logits of one row; returns their maximum. */
 static float finish_row(const kna__tile *tile, int64_t r, int64_t first, int64_t count)
 {
@@ -99,7 +83,7 @@ void kna__tile_keys(kna__tile *tile, int64_t first, int64_t count)
 {
     const kna__problem *p = tile->problem;
     size_t keys = (size_t)count;
-    if (is_forbidden(tile, first, count)) {
+    if (kna__mask_forbids_rows(p, tile->kv_head, tile->row, tile->rows, first, count)) {
         return;
     }
     p->kernels->widen[p->k.type](tile->panel, (size_t)p->d, kna__span_at(&p->k, tile->kv_head, first), keys, (size_t)p->d);

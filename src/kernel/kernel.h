@@ -11,7 +11,7 @@
  *   exp     x - shift <= 88, rounded once: relative error <= (2 + |x - shift|) * u where the result is >= 2^-125; below that
  *           it may be 0, and is where x - shift < -88, also for -inf; the sum is that of the values written, (n + 8) * u relative
  *   tanh    absolute error <= cap * 6u
- *   scale, axpy, add_f16, lift: one rounding; block_sum: 16u * sum |x|;
+ *   scale, axpy, add_f16, lift: one rounding; tilt: two; block_sum: 16u * sum |x|;
  *   part_sum: count * u * sum |x|
  *   widen, transpose, select, count, block_max, quantize, scan, scan_codes, spread: the same bits on every level
  * Cutting the work differently (queries and rows of dot and mix, rows and columns of gemm) gives the same bits, and so do dot_at
@@ -63,6 +63,7 @@ typedef struct kna__kernels {
     void (*scale)(float *x, float a, size_t n);            /* x := a * x */
     void (*axpy)(float *y, float a, const float *x, size_t n); /* y := y + a * x */
     void (*lift)(float *y, const float *x, float a, size_t n); /* y := max(y, x - a) */
+    void (*tilt)(float *y, const float *x, float a, size_t n); /* y := x * (y - a) */
     void (*softcap)(float *x, float cap, size_t n);        /* x := cap * tanh(x / cap) */
     void (*add_f16)(float *x, float a, const uint16_t *mask, size_t n); /* x := x + a * mask */
 

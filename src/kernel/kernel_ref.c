@@ -183,6 +183,13 @@ static void lift_ref(float *y, const float *x, float a, size_t n)
     }
 }
 
+static void tilt_ref(float *y, const float *x, float a, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        y[i] = x[i] * (y[i] - a);
+    }
+}
+
 static void softcap_ref(float *x, float cap, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -323,6 +330,7 @@ bool kna__kernels_ref(kna__kernels *table)
     table->scale = scale_ref;
     table->axpy = axpy_ref;
     table->lift = lift_ref;
+    table->tilt = tilt_ref;
     table->softcap = softcap_ref;
     table->add_f16 = add_f16_ref;
     table->select = select_ref;

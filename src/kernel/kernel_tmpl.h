@@ -482,6 +482,18 @@ static void V_NAME(lift)(float *y, const float *x, float a, size_t n)
     }
 }
 
+static void V_NAME(tilt)(float *y, const float *x, float a, size_t n)
+{
+    vf shift = v_set1(a);
+    size_t i = 0;
+    for (; i + V_W <= n; i += V_W) {
+        v_store(y + i, v_mul(v_load(x + i), v_sub(v_load(y + i), shift)));
+    }
+    if (i < n) {
+        v_storen(y + i, v_mul(v_loadn(x + i, n - i), v_sub(v_loadn(y + i, n - i), shift)), n - i);
+    }
+}
+
 /*
  * cap * tanh(x / cap) = cap * (e - 1) / (e + 1) with e = exp(2|x| / cap), sign put back. Near 0 the subtraction cancels, to an
  * absolute error of a few cap * u: what the contract states, and what a logit needs.
@@ -607,6 +619,7 @@ static void V_NAME(part_sum)(float *out, const float *x, const int32_t *first, c
     table->scale = V_NAME(scale);             \
     table->axpy = V_NAME(axpy);               \
     table->lift = V_NAME(lift);               \
+    table->tilt = V_NAME(tilt);               \
     table->softcap = V_NAME(softcap);         \
     table->add_f16 = V_NAME(add_f16);         \
     table->block_max = V_NAME(block_max);     \

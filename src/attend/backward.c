@@ -1,0 +1,168 @@
+/* backward.c - gradients of the operator: check, prepare, choose the method. */
+#include "backward.h"
+
+#define LL(x) ((long long)(x))
+
+/* ---- operands */
+
+static int check_like(kna_context *context, kna_rows *rows, const char *name, const kna__problem *p)
+{
+    if (!rows->data && p->m) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: null data", name);
+    }
+    if (rows->type != KNA_F32 && rows->type != KNA_F16 && rows->type != KNA_BF16) {
+        return KNA_FAIL(context, KNA_ETYPE, "%s: f32, f16 and bf16 are taken", name);
+    }
+    if (rows->heads != p->h || rows->rows != p->m || rows->dim != p->dv) {
+        return KNA_FAIL(context, KNA_ESHAPE, "%s: (%lld,%lld,%lld), but outputs are (%lld,%lld,%lld)", name, LL(rows->heads),
+                        LL(rows->rows), LL(rows->dim), LL(p->h), LL(p->m), LL(p->dv));
+    }
+    if (rows->row_stride_bytes < 0 || rows->head_stride_bytes < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: strides must not be negative", name);
+    }
+    if (!rows->row_stride_bytes) {
+        rows->row_stride_bytes = (int64_t)kna__row_bytes(rows->type, rows->dim);
+    }
+    if (!rows->head_stride_bytes) {
+        rows->head_stride_bytes = rows->row_stride_bytes * rows->rows;
+    }
+    return KNA_OK;
+}
+
+/* Gradients are added up in place, so their rows must be whole numbers apart. */
+static int check_gradient(kna_context *context, kna_out_rows *rows, const char *name, int64_t count, int64_t dim)
+{
+    const int64_t number = (int64_t)sizeof(float);
+    if (rows->row_stride_bytes < 0 || rows->head_stride_bytes < 0 || rows->row_stride_bytes % number ||
+        rows->head_stride_bytes % number) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: strides must be multiples of 4 and not negative", name);
+    }
+    if (!rows->row_stride_bytes) {
+        rows->row_stride_bytes = dim * number;
+    }
+    if (!rows->head_stride_bytes) {
+        rows->head_stride_bytes = rows->row_stride_bytes * count;
+    }
+    return KNA_OK;
+}
+
+static void clear(const kna_out_rows *rows, int64_t heads, int64_t count, int64_t dim)
+{
+    for (int64_t row = 0; rows->data && row < heads * count; row++) {
+        memset(kna__gradient_at(rows, row / count, row % count), 0, (size_t)dim * sizeof(float));
+    }
+}
+
+static int init(kna__backward *b, kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
+                const float *lse, const kna_rows *q, const kna_rows *k, const kna_rows *v, const kna_attend_options *options)
+{
+    static float nothing; /* stands for the outputs, which are inputs here */
+    kna_out_rows none = { &nothing, 0, 0 };
+    if (!gradients || !dout || !out) {
+        return KNA_FAIL(context, KNA_EINVAL, "gradients, dout and out must not be null");
+    }
+    KNA_TRY(kna__problem_init(&b->problem, context, &none, NULL, q, k, v, options));
+    const kna__problem *p = &b->problem;
+    if (p->options.method != KNA_EXACT) {
+        return KNA_FAIL(context, KNA_EINVAL, "method: gradients are those of exact attention, not of %s",
+                        kna_method_name(p->options.method));
+    }
+    if (!lse && p->m) {
+        return KNA_FAIL(context, KNA_EINVAL, "lse: null data");
+    }
+    b->dout = *dout;
+    b->out = *out;
+    b->lse = lse;
+    b->dq = gradients->dq;
+    b->dk = gradients->dk;
+    b->dv = gradients->dv;
+    b->dsinks = gradients->dsinks;
+    KNA_TRY(check_like(context, &b->dout, "dout", p));
+    KNA_TRY(check_like(context, &b->out, "out", p));
+    KNA_TRY(check_gradient(context, &b->dq, "dq", p->m, p->d));
+    KNA_TRY(check_gradient(context, &b->dk, "dk", p->n, p->d));
+    KNA_TRY(check_gradient(context, &b->dv, "dv", p->n, p->dv));
+    if (b->dsinks && !p->options.sinks) {
+        return KNA_FAIL(context, KNA_EINVAL, "dsinks: there are no sinks");
+    }
+    return KNA_OK;
+}
+
+static int check_finite(const kna__backward *b)
+{
+    const kna__problem *p = &b->problem;
+    if (p->options.unchecked) {
+        return KNA_OK;
+    }
+    KNA_TRY(kna__problem_finite(p));
+    KNA_TRY(kna__rows_finite(p->context, &b->dout, "dout"));
+    KNA_TRY(kna__rows_finite(p->context, &b->out, "out"));
+    for (int64_t i = 0; i < p->h * p->m; i++) {
+        if (!(b->lse[i] < INFINITY)) {
+            return KNA_FAIL(p->context, KNA_EVALUE, "lse: NaN or infinity at head %lld, row %lld", LL(i / p->m), LL(i % p->m));
+        }
+    }
+    return KNA_OK;
+}
+
+/* ---- rows */
+
+void kna__backward_rows_cut(kna__backward_rows *rows, const kna__problem *p, int64_t count, kna__cutter *cutter)
+{
+    rows->q = kna__cut(cutter, (size_t)(count * p->d), sizeof(float));
+    rows->dout = kna__cut(cutter, (size_t)(count * p->dv), sizeof(float));
+    rows->delta = kna__cut(cutter, (size_t)count, sizeof(float));
+    rows->lse = kna__cut(cutter, (size_t)count, sizeof(float));
+}
+
+void kna__backward_rows_read(const kna__backward *b, kna__backward_rows *rows, int64_t kv_head, int64_t row, int64_t count)
+{
+    const kna__problem *p = &b->problem;
+    size_t dv = (size_t)p->dv;
+    float out[KNA_MAX_DIM];
+    kna__queries_read(p, rows->q, kv_head, row, count);
+    for (int64_t r = 0; r < count; r++) {
+        int64_t query = (row + r) / p->g, head = kv_head * p->g + (row + r) % p->g;
+        float *dout = rows->dout + r * p->dv;
+        kna__span of_row = { (const char *)dout, 0, NULL };
+        p->kernels->widen[b->dout.type](dout, dv, kna__span_at(&b->dout, head, query), 1, dv);
+        p->kernels->widen[b->out.type](out, dv, kna__span_at(&b->out, head, query), 1, dv);
+        p->kernels->dot[KNA_F32](rows->delta + r, 1, out, 0, 1, of_row, 1, dv);
+        rows->lse[r] = b->lse[head * p->m + query];
+    }
+}
+
+/* ---- sinks */
+
+static void differentiate_sinks(const kna__backward *b)
+{
+    const kna__problem *p = &b->problem;
+    float dout[KNA_MAX_DIM], out[KNA_MAX_DIM], delta;
+    size_t dv = (size_t)p->dv;
+    for (int64_t head = 0; b->dsinks && head < p->h; head++) {
+        double sum = 0;
+        for (int64_t query = 0; query < p->m; query++) {
+            p->kernels->widen[b->dout.type](dout, dv, kna__span_at(&b->dout, head, query), 1, dv);
+            p->kernels->widen[b->out.type](out, dv, kna__span_at(&b->out, head, query), 1, dv);
+            p->kernels->dot[KNA_F32](&delta, 1, out, 0, 1, (kna__span){ (const char *)dout, 0, NULL }, 1, dv);
+            sum -= exp((double)p->options.sinks[head] - (double)b->lse[head * p->m + query]) * (double)delta;
+        }
+        b->dsinks[head] = (float)sum;
+    }
+}
+
+int kna_attend_backward(kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
+                        const float *lse, const kna_rows *q, const kna_rows *k, const kna_rows *v,
+                        const kna_attend_options *options)
+{
+    kna__backward b;
+    context->message[0] = 0;
+    context->scratch_used = 0;
+    KNA_TRY(init(&b, context, gradients, dout, out, lse, q, k, v, options));
+    KNA_TRY(check_finite(&b));
+    clear(&b.dq, b.problem.h, b.problem.m, b.problem.d);
+    clear(&b.dk, b.problem.h_kv, b.problem.n, b.problem.d);
+    clear(&b.dv, b.problem.h_kv, b.problem.n, b.problem.dv);
+    differentiate_sinks(&b);
+    return kna__backward_exact(&b);
+}
