@@ -45,6 +45,7 @@ typedef struct cli_command {
 } cli_command;
 
 int kna_cmd_attend(int argc, char **argv);
+int kna_cmd_grad(int argc, char **argv);
 int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `heads` and `model` to the next two */
 int kna_cmd_bench_heads(int argc, char **argv);
 
@@ -135,7 +136,7 @@ extern const cli_option cli_machine_options[];
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
 int cli_context(kna_context **context, const cli_machine *machine);
 
-/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --audit, --seed */
+/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --audit, --seed */
 typedef struct cli_method {
     int method; /* a kna_method */
     int64_t k_near;
@@ -144,14 +145,16 @@ typedef struct cli_method {
     double eps, delta;
     double audit;
     uint64_t seed;
+    int64_t samples, groups; /* 0: the library's default */
+    int certificate;         /* a kna_certificate */
 } cli_method;
 #define CLI_METHOD                              \
     {                                           \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0 \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_NONE \
     }
 extern const cli_option cli_method_options[];
 
-/* cli_method_names - "exact", "topk", "knn", NULL: for tables of a command's own, such as a --compare. */
+/* cli_method_names - all of kna_method_name(), then NULL: for tables of a command's own, such as a --compare. */
 extern const char *const cli_method_names[KNA_METHOD_COUNT + 1];
 
 /* cli_method_fill() - write these into the options of a call; the other fields stay as they are. */

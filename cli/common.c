@@ -5,7 +5,8 @@
 
 static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2", "avx512", "avx512vnni", "neon", NULL };
 
-const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", NULL };
+const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", NULL };
+static const char *const certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "none", "asymptotic", "finite", NULL };
 
 const cli_option cli_machine_options[] = {
     { "threads", 0, CLI_INT, offsetof(cli_machine, threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
@@ -15,20 +16,27 @@ const cli_option cli_machine_options[] = {
 };
 
 const cli_option cli_method_options[] = {
-    { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME", "exact, topk or knn (default exact)" },
+    { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME",
+      "exact, topk, knn, uniform, gumbel, rejection or mom (default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
-      "topk, knn: nearest keys read in full (default 384)" },
+      "nearest keys read in full; exact: all are (default 384)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",
       "knn: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E",
-      "knn: raise K until the estimated error is at most E (default 0: K as given)" },
+      "knn: raise K until the estimated error is at most E; uniform: S, by the radius (default 0: as given)" },
     { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
-      "knn: choose K so that at most a share D of rows is off by more than E, as drawn rows say (default 0: no)" },
+      "knn: choose K so that at most a share D of rows is off by more than E, as drawn rows say (default 0: no); uniform: of the radius" },
+    { "samples", 0, CLI_INT, offsetof(cli_method, samples), 1, KNA_MAX_ROWS, NULL, "S",
+      "uniform, gumbel, rejection, mom: other keys sampled, or keys drawn, per row (default K)" },
+    { "groups", 0, CLI_INT, offsetof(cli_method, groups), 1, KNA_MAX_ROWS, NULL, "G",
+      "mom: groups of draws (default 8 log(1 / D), D 0.05 unless given)" },
+    { "certificate", 0, CLI_CHOICE, offsetof(cli_method, certificate), 0, 0, certificate_names, "KIND",
+      "uniform: none, asymptotic or finite, what stands behind the radius (default none: asymptotic)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "share of rows also computed exactly, for the report (default 0)" },
-    { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: which rows are audited (default 0)" },
+    { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: samples, and which rows are audited (default 0)" },
     { .name = NULL },
 };
 
@@ -59,4 +67,7 @@ void cli_method_fill(kna_attend_options *to, const cli_method *from)
     to->delta = (float)from->delta;
     to->audit = (float)from->audit;
     to->seed = from->seed;
+    to->samples = from->samples;
+    to->groups = from->groups;
+    to->certificate = from->certificate;
 }

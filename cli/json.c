@@ -57,11 +57,13 @@ void cli_json_bool(cJSON *object, const char *name, int value)
     place(object, name, cJSON_CreateBool(value), 0);
 }
 
-/* What stands behind the numbers: nothing was left out; some rows were compared with exact attention; nothing. */
+/* What stands behind the numbers: nothing was left out; some rows were compared with exact attention; rows have a radius; nothing. */
 static const char *certificate(const kna_report *report)
 {
     if (report->method == KNA_EXACT || report->rows_exact == report->rows) return "exact";
-    return report->audited > 0 ? "audited" : "none";
+    if (report->audited > 0) return "audited";
+    if (report->radius < 0) return "none";
+    return report->certificate == KNA_CERTIFICATE_FINITE ? "finite" : "asymptotic";
 }
 
 /* The library says "not estimated" with a negative number; JSON has null for that. */
@@ -91,6 +93,8 @@ void cli_json_report(cJSON *object, const kna_report *report)
     cli_json_real(object, "audit_p95_low", known(report->audit_p95_low));
     cli_json_real(object, "audit_p95_high", known(report->audit_p95_high));
     cli_json_real(object, "audit_over", known(report->audit_over));
+    cli_json_real(object, "radius", known(report->radius));
+    cli_json_real(object, "radius_max", known(report->radius_max));
     cli_json_int(object, "stale_rows", report->stale_rows);
     cli_json_int(object, "index_bytes", (int64_t)report->index_bytes);
     cli_json_int(object, "scratch_bytes", (int64_t)report->scratch_bytes);

@@ -287,23 +287,15 @@ void npy_free(npy_array *array)
     array->data = NULL;
 }
 
-void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
-{
-    npy_write_as(to, KNA_F32, rank, shape, data);
-}
-
-void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data)
+/* Magic, version and header; the numbers follow. */
+static void write_header(FILE *to, const char *descr, int rank, const int64_t *shape)
 {
     char dict[NPY_SHAPE_TEXT + 64];
     char text[NPY_SHAPE_TEXT];
-    npy_array array = { NULL, type, rank, { 0 }, NULL, 0 };
-    size_t count = 1;
-    for (int i = 0; i < rank; i++) {
-        array.shape[i] = shape[i];
-        count *= (size_t)shape[i];
-    }
-    const int length = snprintf(dict, sizeof dict, "{'descr': '<f%d', 'fortran_order': False, 'shape': %s, }",
-                                type == KNA_F32 ? 4 : 2, npy_shape(text, &array));
+    npy_array array = { NULL, 0, rank, { 0 }, NULL, 0 };
+    for (int i = 0; i < rank; i++) array.shape[i] = shape[i];
+    const int length =
+        snprintf(dict, sizeof dict, "{'descr': '%s', 'fortran_order': False, 'shape': %s, }", descr, npy_shape(text, &array));
     const int unpadded = MAGIC_BYTES + 4 + length + 1;
     const int padding = (64 - unpadded % 64) % 64; /* the data start at a multiple of 64 */
     const int bytes = length + padding + 1;
@@ -311,5 +303,32 @@ void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void
     fwrite(magic, 1, MAGIC_BYTES, to);
     fwrite(prefix, 1, sizeof prefix, to);
     fprintf(to, "%s%*s\n", dict, padding, "");
-    fwrite(data, type == KNA_F32 ? 4 : 2, count, to);
+}
+
+static size_t count_numbers(int rank, const int64_t *shape)
+{
+    size_t count = 1;
+    for (int i = 0; i < rank; i++) count *= (size_t)shape[i];
+    return count;
+}
+
+void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
+{
+    npy_write_as(to, KNA_F32, rank, shape, data);
+}
+
+void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data)
+{
+    write_header(to, type == KNA_F32 ? "<f4" : "<f2", rank, shape);
+    fwrite(data, type == KNA_F32 ? 4 : 2, count_numbers(rank, shape), to);
+}
+
+void npy_write_ids(FILE *to, int rank, const int64_t *shape, const int32_t *ids)
+{
+    const size_t count = count_numbers(rank, shape);
+    write_header(to, "<i8", rank, shape);
+    for (size_t i = 0; i < count; i++) {
+        const int64_t id = ids[i];
+        fwrite(&id, sizeof id, 1, to);
+    }
 }

@@ -44,4 +44,7 @@ void npy_write(FILE *to, int rank, const int64_t *shape, const float *data);
 /* npy_write_as() - the same for numbers of a type, KNA_F32 or KNA_F16. */
 void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data);
 
+/* npy_write_ids() - header and the numbers as int64. */
+void npy_write_ids(FILE *to, int rank, const int64_t *shape, const int32_t *ids);
+
 #endif /* KNA_CLI_NPY_H */

@@ -241,12 +241,26 @@ typedef struct kna_index kna_index;
 typedef enum kna_method {
     KNA_EXACT = 0,  /* every key */
     KNA_TOPK = 1,   /* the k keys with the largest logit, found exactly; all others get weight 0 */
-    KNA_KNN = 2     /* sinks and recent keys in full, the keys that matter of the clusters that matter, all else by means of clusters */
-} kna_method;
-#define KNA_METHOD_COUNT 3
+    KNA_KNN = 2,    /* sinks and recent keys in full, the keys that matter of the clusters that matter, all else by means of clusters */
 
-/* kna_method_name() - "exact", "topk", "knn"; NULL for a number that is no method. */
+    /* Estimates from samples: the k nearest keys, found exactly, and of all others a sample. Unbiased, or nearly. */
+    KNA_UNIFORM = 3,   /* the nearest in full; a uniform sample stands for the rest */
+    KNA_GUMBEL = 4,    /* mean of the values of keys drawn by softmax: lazy Gumbel sampling */
+    KNA_REJECTION = 5, /* the same, keys drawn by rejection */
+    KNA_MOM = 6        /* keys drawn as by gumbel, in groups; of the groups' means the median, column by column */
+} kna_method;
+#define KNA_METHOD_COUNT 7
+
+/* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom"; NULL for a number that is no method. */
 KNA_API const char *kna_method_name(int method);
+
+/* What stands behind a radius: ||out - exact|| <= radius with a probability of at least 1 - delta. */
+typedef enum kna_certificate {
+    KNA_CERTIFICATE_NONE = 0,       /* none is asked for; uniform then says an asymptotic one, which costs nothing */
+    KNA_CERTIFICATE_ASYMPTOTIC = 1, /* normal distribution of the sample's mean: about 1 - delta, if the sample met all that matters */
+    KNA_CERTIFICATE_FINITE = 2      /* of any size and for any values: at least 1 - delta. Several times as wide */
+} kna_certificate;
+#define KNA_CERTIFICATE_COUNT 3
 
 /*
  * Options of kna_attend(). KNA_ATTEND_OPTIONS sets `size`; every other field may stay zero, its default.
@@ -290,15 +304,26 @@ typedef struct kna_attend_options {
                                  does. Of the estimates that eps means without a delta none is used. 0: none */
 
     /* What is known. */
-    kna_index *index;         /* an index over exactly these keys and values, made for this method; NULL: one is built for
-                                 this call. knn learns from the queries of a call and forms clusters as needed */
+    kna_index *index;         /* an index over exactly these keys and values, made for this method (KNA_TOPK for those that sample);
+                                 NULL: one is built for this call. knn learns from the queries of a call and forms clusters as needed */
 
     /* What is checked. */
     float audit;              /* share of (query, head) rows also computed exactly, for the report; 0: none, 1: all */
     uint64_t seed;            /* chooses the audited rows */
     int unchecked;            /* 1: do not look for NaN and infinity in q, k and v (one pass over them otherwise) */
+
+    /* Samples (KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION, KNA_MOM). k_near is their head; seed chooses the samples, the same ones for a
+       query in a batch or by itself, for any number of threads. */
+    int64_t samples;          /* keys of the rest looked at (uniform), or keys drawn, per row; 0: as many as k_near. uniform with an
+                                 eps: as many as it takes for a radius of at most eps times the root mean square of ||v|| under the
+                                 softmax, up to all, with probability 1 - delta (0: 0.05) */
+    int64_t groups;           /* KNA_MOM: of draws; 0: 8 log(1 / delta), delta 0 being 0.05. At most as many as samples */
+    int certificate;          /* KNA_UNIFORM: a kna_certificate, for the radius. finite: a pilot of 32 keys or a fiftieth of the rest is
+                                 looked at besides */
+    float *radius;            /* (h,m): as certified; 0 where all keys were looked at; negative: none (other methods). NULL: not wanted */
+    int32_t *draws;           /* (h,m,samples): the keys drawn, in order (not KNA_UNIFORM); -1 in rows that see none. NULL: not wanted */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, NULL, 0.0f, 0, 0 }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, NULL }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -311,7 +336,7 @@ typedef struct kna_report {
     int64_t rows;             /* m * h */
     int64_t rows_exact;       /* rows that took every key they see (short contexts, eps not reached, many masked blocks) */
     double keys_seen;         /* sum over rows of keys that mask, causality and window allow */
-    double keys_full;         /* sum over rows of keys whose logit was computed from the key itself, not estimated */
+    double keys_full;         /* sum over rows of keys whose logit was computed from the key itself, not estimated; as often as it was */
     double keys_touched;      /* bytes of keys, values and index read / bytes exact attention reads for the same rows */
     double tail_mass;         /* mean share of the softmax that was estimated (knn) or dropped (topk, from the scan) */
     double error_est;         /* mean total variation distance between weights used and softmax, estimated from the scan
@@ -324,6 +349,9 @@ typedef struct kna_report {
     double audit_p95_low;     /* 95 % confidence: that over all rows is between these; negative: too few rows to tell */
     double audit_p95_high;
     double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
+    int certificate;          /* a kna_certificate: what stands behind the radii */
+    double radius;            /* uniform: mean of the rows' radii; negative: none */
+    double radius_max;
     int64_t stale_rows;       /* keys (topk) read, or clusters (knn) with keys read, that the index describes otherwise: it is out of date */
     size_t index_bytes;       /* of the index used */
     size_t scratch_bytes;     /* most scratch held during the call */
@@ -352,7 +380,10 @@ typedef struct kna_report {
  *          context and reused.
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
- * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md.
+ *          uniform, gumbel, rejection, mom: as topk, and the keys sampled: of n keys a draw looks at less than n / (k + 1) in the mean.
+ * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md. Sampling: lazy
+ *          Gumbel, Mussmann, Levy & Ermon 2017, as used for attention by Haris 2024 (arXiv 2411.04013); certificates: Pinelis 1994
+ *          and Chernoff's bound (src/attend/certificate.h).
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
                                    const kna_rows *q, const kna_rows *k, const kna_rows *v,

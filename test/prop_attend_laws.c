@@ -234,15 +234,15 @@ static void convex_hull(void)
 
 /* ---- extremes */
 
-/* Equal logits: the mean of the values, for every method: of the first k for top-k. */
+/* Equal logits: the mean of the values, for every method that does not sample: of the first k for top-k. */
 static void equal_logits(void)
 {
-    for (int kind = 0; kind < 2 * KNA_METHOD_COUNT; kind++) {
+    for (int kind = 0; kind < 2 * (KNA_KNN + 1); kind++) {
         random_case c = { .guarded = false };
         int64_t n = 1400, k = 50;
-        case_begin(&c, (shape){ 4, 2, kind < KNA_METHOD_COUNT ? 1 : 40, n, 20, 12 });
+        case_begin(&c, (shape){ 4, 2, kind < (KNA_KNN + 1) ? 1 : 40, n, 20, 12 });
         memset((void *)(uintptr_t)c.q.data, 0, (size_t)(4 * c.shape.m * 20) * sizeof(float)); /* zero queries */
-        c.options.method = kind % KNA_METHOD_COUNT;
+        c.options.method = kind % (KNA_KNN + 1);
         c.options.k_near = k;
         case_attend(&c, context_best(), NULL);
         int64_t taken = c.options.method == KNA_TOPK ? k : n;

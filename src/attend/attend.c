@@ -4,7 +4,7 @@
 
 const char *kna_method_name(int method)
 {
-    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn" };
+    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom" };
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
@@ -36,6 +36,7 @@ static int attend_exact(const kna__problem *p, kna_report *report)
 {
     report->rows_exact = p->m * p->h;
     report->keys_touched = 1;
+    report->radius = report->radius_max = -1;
     report->error_est = report->error_est_max =
         p->options.method == KNA_KNN && p->options.eps > 0 && p->options.delta == 0 ? 0 : -1;
     kna__report_passed(report, count_audited(p), p->options.eps);
@@ -45,9 +46,15 @@ static int attend_exact(const kna__problem *p, kna_report *report)
     return p->m * p->g <= KNA_DECODE_ROWS ? kna__attend_decode(p) : kna__attend_prefill(p);
 }
 
+/* The method whose index another one goes by: those that sample find their head as topk does. */
+static int index_method(int method)
+{
+    return method == KNA_KNN ? KNA_KNN : KNA_TOPK;
+}
+
 static int check_index(const kna__problem *p, const kna_index *index)
 {
-    if (index->method != p->options.method) {
+    if (index->method != index_method(p->options.method)) {
         return KNA_FAIL(p->context, KNA_ESTALE, "index: made for %s, asked for %s", kna_method_name(index->method),
                         kna_method_name(p->options.method));
     }
@@ -70,7 +77,7 @@ static int attend_with_own_index(const kna__problem *p, kna_report *report)
 {
     kna_index *index = NULL;
     double start = kna__seconds();
-    int status = kna_index_new(p->context, &index, p->options.method, p->h_kv, p->d, p->dv);
+    int status = kna_index_new(p->context, &index, index_method(p->options.method), p->h_kv, p->d, p->dv);
     if (status == KNA_OK) {
         index->phase = 0; /* a call repeated gives the same bits */
         status = kna_index_update(p->context, index, &p->k, &p->v, 0, p->n);
@@ -90,7 +97,8 @@ static int attend_near(const kna__problem *p, kna_report *report)
     if (index) {
         KNA_TRY(check_index(p, index));
     }
-    if (always + p->options.k_near >= p->n && (!index || kna__index_has_all(index, 0, p->n))) {
+    bool all_is_near = always + p->options.k_near >= p->n && !p->options.draws;
+    if (all_is_near && (!index || kna__index_has_all(index, 0, p->n))) {
         return attend_exact(p, report);
     }
     if (!index) {
@@ -99,8 +107,16 @@ static int attend_near(const kna__problem *p, kna_report *report)
     return attend_with_index(p, index, report);
 }
 
+static void fill_radius(const kna__problem *p, float radius)
+{
+    for (int64_t row = 0; p->options.radius && row < p->h * p->m; row++) {
+        p->options.radius[row] = radius;
+    }
+}
+
 static int attend(const kna__problem *p, kna_report *report)
 {
+    fill_radius(p, p->options.method == KNA_EXACT || p->options.method == KNA_UNIFORM ? 0 : -1);
     if (!p->options.unchecked) {
         KNA_TRY(kna__problem_finite(p));
     }

@@ -214,6 +214,6 @@ kna__row_stats *kna__knn_count(const knn_call *call, const knn_plan *plan, int64
     stats->keys_full = (float)((double)full + read->keys);
     stats->read = bytes_read(p, (double)full, read);
     stats->exact = plan->clusters.size == 0;
-    stats->error_est = stats->audit_error = -1;
+    stats->error_est = stats->audit_error = stats->radius = -1;
     return stats;
 }

@@ -11,7 +11,9 @@ enum {
 nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes)
 {
     nearest_room room;
+    const kna_attend_options *o = &job->problem->options;
     size_t n = (size_t)job->ld, blocks = n / KNA_BLOCK, dv = (size_t)job->problem->dv;
+    size_t draws = o->method == KNA_TOPK ? 0 : (size_t)o->samples, groups = o->method == KNA_MOM ? (size_t)o->groups : 0;
     kna__cutter cutter = { base ? base + (size_t)worker * job->room_bytes : NULL, 0 };
     room.ids = kna__cut(&cutter, n, sizeof(int32_t));
     room.exact = kna__cut(&cutter, n, sizeof(float));
@@ -21,6 +23,11 @@ nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, s
     room.topk_scratch = kna__cut(&cutter, 2 * blocks + 1 + n, sizeof(float));
     room.work = kna__cut(&cutter, n, sizeof(float));
     room.values = kna__cut(&cutter, dv, sizeof(float));
+    room.sums = kna__cut(&cutter, o->method == KNA_TOPK ? 0 : n, sizeof(double));
+    room.doubles = kna__cut(&cutter, 7 * dv, sizeof(double));
+    room.drawn = kna__cut(&cutter, draws, sizeof(int32_t));
+    room.groups = kna__cut(&cutter, kna__size_product(groups, dv), sizeof(float));
+    room.column = kna__cut(&cutter, groups, sizeof(float));
     *bytes = cutter.used;
     return room;
 }
@@ -110,8 +117,23 @@ static size_t cut_scratch(nearest_job *job, char *base)
     job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
     job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(kna__row_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
+    job->v_most = kna__cut(&cutter, (size_t)p->h_kv, sizeof(double));
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
+}
+
+/* The largest |v| of a KV head. */
+static void find_largest_value(void *argument, int64_t kv_head, int worker)
+{
+    const nearest_job *job = argument;
+    const kna__problem *p = job->problem;
+    float value[KNA_MAX_DIM], most = 0;
+    (void)worker;
+    for (int64_t row = 0; row < p->n; row++) {
+        p->kernels->widen[p->v.type](value, (size_t)p->dv, kna__span_at(&p->v, kv_head, row), 1, (size_t)p->dv);
+        most = fmaxf(most, kna__square(p->kernels, value, p->dv));
+    }
+    job->v_most[kv_head] = sqrt((double)most);
 }
 
 static float largest_scale(const nearest_job *job)
@@ -148,6 +170,9 @@ int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_repor
     cut_scratch(&job, scratch);
     job.scale_max = largest_scale(&job);
     int threads = p->context->threads;
+    if (p->options.certificate == KNA_CERTIFICATE_FINITE) {
+        kna__parallel_for(threads, p->h_kv, find_largest_value, &job);
+    }
     for (job.query = 0; job.query < p->m; job.query += job.tile) {
         job.queries = p->m - job.query < job.tile ? p->m - job.query : job.tile;
         kna__parallel_for(1, p->h_kv, read_queries, &job);

@@ -27,6 +27,7 @@ typedef struct nearest_job {
     char *rooms;
     size_t room_bytes;
     float scale_max; /* largest scale of any key */
+    double *v_most;  /* (h_kv) largest |v|, for a finite certificate */
 } nearest_job;
 
 /* A worker's room for one row; arrays of ld entries unless said. */
@@ -38,6 +39,12 @@ typedef struct nearest_room {
     float *topk_scratch; /* 2 ld / 16 + 1 + ld */
     float *work;         /* ld */
     float *values;       /* dv: the row's sum of weighted values */
+
+    /* For methods that sample. */
+    double *sums;           /* of the head's weights */
+    double *doubles;        /* 7 dv */
+    int32_t *drawn;         /* option samples */
+    float *groups, *column; /* (option groups, dv) and one column of that */
 } nearest_room;
 
 /* The row being worked on. */

@@ -2,7 +2,7 @@
  * nearest_row.c - one row: which keys it sees, the k nearest of them, their softmax. The rest is dropped; its mass is known from
  * the scan all the same.
  */
-#include "nearest.h"
+#include "sampled.h"
 
 #include <math.h>
 
@@ -131,7 +131,6 @@ static void attend_topk(nearest_row *row, kna__row_stats *stats)
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
-    find_nearest(row, p->options.k_near);
     kna__state state = kna__soften(p->kernels, room->exact, row->listed);
     memcpy(room->work, row->s + first, (size_t)count * sizeof(float));
     double all = (double)p->kernels->exp_sum(room->work, state.max, (size_t)count);
@@ -152,14 +151,23 @@ void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     memset(stats, 0, sizeof *stats);
-    stats->error_est = stats->audit_error = -1;
+    stats->error_est = stats->audit_error = stats->radius = -1;
     see(row);
     stats->keys_seen = (float)row->seen;
     if (row->seen <= p->options.k_near) {
         attend_exact(row, stats);
+        kna__sampled_exact(row);
         return;
     }
-    attend_topk(row, stats);
-    stats->keys_full = (float)row->listed;
+    find_nearest(row, p->options.k_near);
+    if (p->options.method == KNA_TOPK) {
+        attend_topk(row, stats);
+        stats->keys_full = (float)row->listed;
+    } else {
+        kna__sampled_attend(row, stats);
+    }
+    if (p->options.radius) {
+        p->options.radius[row->head * p->m + row->query] = stats->radius;
+    }
     stats->read = bytes_read(row, row->scored, row->listed);
 }

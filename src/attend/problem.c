@@ -29,7 +29,7 @@ static int check_options(kna_context *context, const kna_attend_options *o)
 {
     KNA_TRY(check_size_field(context, o));
     if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
-        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn", o->method);
+        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom", o->method);
     }
     if (!isfinite(o->scale)) {
         return KNA_FAIL(context, KNA_EINVAL, "scale: must be finite");
@@ -52,8 +52,17 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (is_bad(o->delta, 0) || o->delta >= 1) {
         return KNA_FAIL(context, KNA_EINVAL, "delta: %g is outside [0, 1)", (double)o->delta);
     }
-    if (o->delta > 0 && !(o->eps > 0)) {
+    if (o->method == KNA_KNN && o->delta > 0 && !(o->eps > 0)) {
         return KNA_FAIL(context, KNA_EINVAL, "delta: the share of rows above eps, and eps is 0");
+    }
+    if (o->samples < 0 || o->groups < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "samples: %lld in %lld groups: must be at least 0", LL(o->samples), LL(o->groups));
+    }
+    if (o->certificate < 0 || o->certificate >= KNA_CERTIFICATE_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of none, asymptotic, finite", o->certificate);
+    }
+    if (o->draws && (o->method < KNA_GUMBEL || o->method > KNA_MOM)) {
+        return KNA_FAIL(context, KNA_EINVAL, "draws: %s draws no keys", kna_method_name(o->method));
     }
     if (is_bad(o->audit, 0) || o->audit > 1) {
         return KNA_FAIL(context, KNA_EINVAL, "audit: %g is outside [0, 1]", (double)o->audit);
@@ -161,6 +170,9 @@ static void fill_defaults(kna__problem *p)
     kna_attend_options *o = &p->options;
     p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
     o->k_near = at_most(o->k_near ? o->k_near : 384, KNA_MAX_ROWS);
+    o->samples = at_most(o->samples ? o->samples : o->k_near, KNA_MAX_ROWS);
+    o->groups = o->groups ? o->groups : (int64_t)ceil(8 * log(1 / (o->delta > 0 ? (double)o->delta : 0.05)));
+    o->groups = at_most(o->groups, o->samples);
     o->near_sinks = o->near_sinks ? at_most(o->near_sinks < 0 ? 0 : o->near_sinks, KNA_MAX_ROWS) : 4;
     o->near_window = o->near_window ? at_most(o->near_window < 0 ? 0 : o->near_window, KNA_MAX_ROWS) : 64;
     o->window = at_most(o->window, FARTHEST);

@@ -17,6 +17,8 @@ static void add_row(kna_report *report, const kna__row_stats *s, float *audits)
     report->stale_rows += s->stale;
     report->keys_touched += s->read;
     report->tail_mass += (double)s->tail_mass;
+    report->radius = s->radius < 0 ? report->radius : fmax(report->radius, 0) + (double)s->radius;
+    report->radius_max = fmax(report->radius_max, (double)s->radius);
     if (s->error_est >= 0) {
         report->error_est += (double)s->error_est;
         report->error_est_max = fmax(report->error_est_max, (double)s->error_est);
@@ -57,15 +59,19 @@ static void add_confidence(kna_report *report, float *audits, float eps)
 /* Means over rows that saw a key; sums in row order, so that threads do not matter. */
 void kna__report_rows(const kna__problem *p, const kna__row_stats *stats, float *audits, kna_report *report)
 {
-    int64_t seeing = 0, estimated = 0;
-    report->error_est_max = -1;
+    int64_t seeing = 0, estimated = 0, certified = 0;
+    report->error_est_max = report->radius = report->radius_max = -1;
     for (int64_t i = 0; i < p->m * p->h; i++) {
         add_row(report, &stats[i], audits);
         seeing += stats[i].keys_seen > 0;
         estimated += stats[i].error_est >= 0;
+        certified += stats[i].radius >= 0;
     }
     report->keys_touched = report->keys_seen > 0 ? report->keys_touched / report->keys_seen : 0;
     report->tail_mass = seeing ? report->tail_mass / (double)seeing : 0;
+    report->certificate = !certified ? KNA_CERTIFICATE_NONE
+                          : p->options.certificate == KNA_CERTIFICATE_FINITE ? KNA_CERTIFICATE_FINITE : KNA_CERTIFICATE_ASYMPTOTIC;
+    report->radius = certified ? report->radius / (double)certified : -1;
     report->error_est = estimated ? report->error_est / (double)estimated : -1;
     if (report->audited) {
         add_confidence(report, audits, p->options.eps);

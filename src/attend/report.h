@@ -14,6 +14,7 @@ typedef struct kna__row_stats {
     float keys_seen, keys_full, tail_mass;
     float error_est;   /* negative: not estimated */
     float audit_error; /* negative: not audited */
+    float radius;      /* certified; negative: none */
     int32_t stale;
     bool exact;
     bool drawn; /* audited because it was drawn, not because of option audit */

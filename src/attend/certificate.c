@@ -1,0 +1,103 @@
+/* certificate.c - see certificate.h. */
+#include "certificate.h"
+
+#include <math.h>
+
+double kna__normal_quantile(double q)
+{
+    static const double a[] = { -3.969683028665376e+01, 2.209460984245205e+02,  -2.759285104469687e+02,
+                                1.383577518672690e+02,  -3.066479806614716e+01, 2.506628277459239e+00 };
+    static const double b[] = { -5.447609879822406e+01, 1.615858368580409e+02, -1.556989798598866e+02, 6.680131188771972e+01,
+                                -1.328068155288572e+01 };
+    static const double c[] = { -7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e+00,
+                                -2.549732539343734e+00, 4.374664141464968e+00,  2.938163982698783e+00 };
+    static const double d[] = { 7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00, 3.754408661907416e+00 };
+    double tail = q < 0.5 ? q : 1 - q, x, side = q < 0.5 ? 1 : -1;
+    if (tail < 0.02425) {
+        double t = sqrt(-2 * log(tail));
+        x = side * (((((c[0] * t + c[1]) * t + c[2]) * t + c[3]) * t + c[4]) * t + c[5]) /
+            ((((d[0] * t + d[1]) * t + d[2]) * t + d[3]) * t + 1);
+    } else {
+        double t = q - 0.5, r = t * t;
+        x = (((((a[0] * r + a[1]) * r + a[2]) * r + a[3]) * r + a[4]) * r + a[5]) * t /
+            (((((b[0] * r + b[1]) * r + b[2]) * r + b[3]) * r + b[4]) * r + 1);
+    }
+    double off = (erfc(-x / sqrt(2)) / 2 - q) * sqrt(2 * acos(-1)) * exp(x * x / 2);
+    return x - off / (1 + x * off / 2);
+}
+
+static double entropy(double p, double q)
+{
+    double left = p > 0 ? p * log(p / q) : 0, right = p < 1 ? (1 - p) * log((1 - p) / (1 - q)) : 0;
+    return left + right;
+}
+
+double kna__entropy_above(double mean, double c)
+{
+    double low = mean < 0 ? 0 : mean > 1 ? 1 : mean, high = 1;
+    double p = low;
+    for (int i = 0; i < 60; i++) {
+        double middle = (low + high) / 2;
+        if (entropy(p, middle) <= c) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return high;
+}
+
+double kna__entropy_below(double mean, double c)
+{
+    return 1 - kna__entropy_above(1 - mean, c);
+}
+
+/* sum over the sample of |w (v - at)|^2 */
+static double square_about(const kna__moments *m, const double *at, int64_t dv)
+{
+    double cross = 0, norm = 0;
+    for (int64_t i = 0; i < dv; i++) {
+        cross += at[i] * m->wwv[i];
+        norm += at[i] * at[i];
+    }
+    return fmax(0, m->wwvv - 2 * cross + norm * m->ww);
+}
+
+double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, double delta)
+{
+    double s = (double)m->count, rest = (double)e->rest, square = square_about(m, e->out, e->dv), mean = 0;
+    if (m->count < 2) {
+        return m->count == e->rest ? 0 : INFINITY;
+    }
+    for (int64_t i = 0; i < e->dv; i++) {
+        double r = m->wv[i] - e->out[i] * m->w;
+        mean += r * r / s;
+    }
+    double trace = fmax(0, square - mean) / (s - 1);
+    return kna__normal_quantile(1 - delta / 2) * rest / e->denominator * sqrt(fmax(0, 1 - s / rest) * trace / s);
+}
+
+double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, double head, double most, double v_most,
+                          const double *centre)
+{
+    double s = (double)m->count, rest = (double)e->rest, log_delta = log(6 / delta), apart = 0, norm = 0;
+    if (m->count == e->rest || most <= 0) {
+        return 0;
+    }
+    if (!m->count) {
+        return INFINITY;
+    }
+    for (int64_t i = 0; i < e->dv; i++) {
+        apart += (e->out[i] - centre[i]) * (e->out[i] - centre[i]);
+        norm += centre[i] * centre[i];
+    }
+    double share = m->w / s / most;
+    double above = kna__entropy_above(share, log_delta / s) - share, below = share - kna__entropy_below(share, log_delta / s);
+    double denominator_off = rest * most * fmax(above, below);
+    double reach = most * (v_most + sqrt(norm)); /* no |w (v - centre)| is above */
+    double square = square_about(m, centre, e->dv) / s / (reach * reach);
+    double variance = reach * reach * kna__entropy_above(square, log(3 / delta) / s);
+    double jump = 2 * reach * log_delta * 2 / 3;
+    double numerator_off = rest * (jump + sqrt(jump * jump + 8 * s * variance * log_delta)) / (2 * s);
+    return (numerator_off + sqrt(apart) * denominator_off) / fmax(head, e->denominator - denominator_off);
+}

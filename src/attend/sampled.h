@@ -1,0 +1,47 @@
+/*
+ * sampled.h - attention by sampling: the keys of a row are a head, the k nearest ones found exactly, and a tail of which only a sample is
+ * looked at. sampled.c draws keys, sampled_row.c makes estimates of the draws.
+ *
+ * Weights are relative to exp(shift), shift being the largest logit. No logit of the tail is above `bound`: the head is exactly the
+ * k nearest. Random numbers belong to (seed, head, position of the query) and a counter, so a row decoded by itself draws what it draws in
+ * a batch.
+ */
+#ifndef KNA_SAMPLED_H
+#define KNA_SAMPLED_H
+
+#include "certificate.h"
+#include "nearest.h"
+
+/* A row as draws see it. */
+typedef struct kna__sampler {
+    const nearest_row *row;
+    const int32_t *head; /* k keys */
+    double *sums;        /* of their weights, first to last */
+    int64_t k;
+    double head_sum; /* all of them */
+    int32_t *tail;   /* keys */
+    int64_t rest;    /* how many */
+    float shift;
+    double bound;   /* relative to shift */
+    int32_t *found; /* room for the tail */
+    float *logits;  /* likewise */
+    uint64_t stream, counter;
+    int64_t looked_at; /* keys of the tail whose logit was computed */
+} kna__sampler;
+
+double kna__sampler_uniform(kna__sampler *s); /* in (0,1), the next one */
+/* Logits of keys of the tail, less shift. */
+void kna__sampler_logits(kna__sampler *s, const int32_t *keys, int64_t count, float *logits);
+
+/* One key by the softmax of the row, exactly. *level: the maximum that came with it, or how many tries it took. */
+int32_t kna__draw_gumbel(kna__sampler *s, double *level);
+int32_t kna__draw_by_rejection(kna__sampler *s, double *level);
+/* The tail's first `count` entries are a uniform sample of it; *drawn of them are so already. */
+void kna__draw_tail(kna__sampler *s, int64_t *drawn, int64_t count);
+
+/* sampled_row.c - a row whose k nearest keys have been found. */
+void kna__sampled_attend(nearest_row *row, kna__row_stats *stats);
+/* All the row's keys are its head: nothing is estimated, and keys are drawn if that is asked for. */
+void kna__sampled_exact(nearest_row *row);
+
+#endif
