@@ -9,8 +9,7 @@
  *
  * On real heads 64 tokens of 3 heads that share 1,024 of 7,600 keys err by 4.3 %, single rows with 256 keys each by 4.6 %.
  */
-#include "knn.h"
-#include "tile.h"
+#include "knn_prefill.h"
 
 #include <math.h>
 
@@ -21,43 +20,7 @@ enum {
     MASSES_BYTES = 5 << 18 /* of a tile: they are gone through four times, and should stay in a second-level cache */
 };
 
-typedef struct prefill_job {
-    knn_call *call;
-    int64_t tile;   /* query rows per task: whole queries */
-    int64_t tiles;  /* per KV head */
-    int64_t pieces; /* most of any plan */
-    char *rooms;
-    size_t room_bytes;
-} prefill_job;
-
-/* Clusters of one level as the rows weigh them: (rows, list.size) mean logits, then masses. */
-typedef struct prefill_means {
-    knn_list list;
-    float *z;
-} prefill_means;
-
-typedef struct prefill_room {
-    kna__tile tile;
-    knn_plan plan;
-    knn_choice choice;
-    prefill_means groups, clusters;
-    bool is_deep;
-    int64_t choosers;    /* rows that choose for the tile, from the first on */
-    float mean_square;   /* of |q|, over these */
-    float error;         /* estimated for groups left closed; negative: nobody asked */
-    float *half_square;  /* rows */
-    double *tail;        /* rows: masses left to means */
-    float *max;          /* rows: what they are relative to */
-    float *base;         /* rows: what their masses are relative to */
-    double *total;       /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
-    float *errors;       /* rows */
-    int32_t *ids;        /* of a panel, and of one cluster more */
-    knn_codes codes;     /* of a row */
-    knn_members members; /* of a row's own clusters */
-    knn_tally *own;      /* rows: what has been read of those */
-} prefill_room;
-
-static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
+prefill_room kna__knn_prefill_room(const prefill_job *job, char *base, size_t *bytes)
 {
     const kna__problem *p = job->call->problem;
     kna__cutter cutter = { base, 0 };
@@ -82,8 +45,39 @@ static prefill_room cut_room(const prefill_job *job, char *base, size_t *bytes)
     kna__knn_codes_cut(&room.codes, job->call, 1, &cutter);
     kna__knn_members_cut(&room.members, job->call, 1, own < clusters ? own : clusters, &cutter);
     room.ids = kna__cut(&cutter, KNA_TILE_KEYS + KNA_SEGMENT, sizeof(int32_t));
+    room.trace = NULL;
     *bytes = cutter.used;
     return room;
+}
+
+void kna__knn_prefill_trace_cut(prefill_trace *trace, const prefill_job *job, kna__cutter *cutter)
+{
+    const kna__problem *p = job->call->problem;
+    size_t clusters = (size_t)(job->pieces * KNA_SLOTS), rows = (size_t)(job->tile + PROBES * p->g);
+    trace->own_most = kna__knn_own(job->call->k_most, job->call);
+    trace->shared = kna__cut(cutter, clusters, sizeof(int32_t));
+    trace->own = kna__cut(cutter, rows * (size_t)trace->own_most, sizeof(int32_t));
+    trace->own_count = kna__cut(cutter, rows, sizeof(int32_t));
+    trace->group_base = kna__cut(cutter, rows, sizeof(float));
+}
+
+static void trace_shared(prefill_room *room, int64_t probe_rows)
+{
+    const knn_choice *choice = &room->choice;
+    if (room->trace) {
+        memcpy(room->trace->shared, choice->chosen, (size_t)choice->count * sizeof *choice->chosen);
+        room->trace->shared_count = choice->count;
+        room->trace->probe_rows = probe_rows;
+    }
+}
+
+static void trace_own(prefill_room *room, int64_t r)
+{
+    const knn_choice *choice = &room->choice;
+    if (room->trace) {
+        memcpy(room->trace->own + r * room->trace->own_most, choice->chosen, (size_t)choice->count * sizeof *choice->chosen);
+        room->trace->own_count[r] = (int32_t)choice->count;
+    }
 }
 
 /* ---- who chooses */
@@ -248,6 +242,9 @@ static void open_groups(const knn_call *call, prefill_room *room, int64_t rows)
     }
     for (int64_t r = 0; r < room->tile.rows; r++) {
         add_tail(room, &room->groups, r);
+        if (room->trace) {
+            room->trace->group_base[r] = room->max[r];
+        }
     }
     mix_means(call, room, &room->groups);
 }
@@ -308,6 +305,7 @@ static void choose_own(const knn_call *call, prefill_room *room, int64_t r)
     int64_t want = kna__knn_own(kna__knn_k(call, room->tile.kv_head), call);
     float left = kna__knn_choose_own(call, list, choice, z, room->total[r], want, limit);
     room->errors[r] = left < 0 ? -1 : left + room->error;
+    trace_own(room, r);
     read_own(call, room, r);
 }
 
@@ -360,6 +358,7 @@ static int64_t attend_clusters(const knn_call *call, prefill_room *room, int64_t
         room->clusters.list = room->plan.clusters;
     }
     choose_shared(call, room, &room->clusters, want, INFINITY);
+    trace_shared(room, probe_rows);
     drop_probes(room, probe_rows);
     int64_t keys = read_chosen(call, room);
     for (int64_t r = 0; r < rows; r++) {
@@ -370,29 +369,34 @@ static int64_t attend_clusters(const knn_call *call, prefill_room *room, int64_t
     return keys;
 }
 
-static void prefill_tile(void *argument, int64_t task, int worker)
+void kna__knn_prefill_tile(const prefill_job *job, prefill_room *room, int64_t task)
 {
-    const prefill_job *job = argument;
     knn_call *call = job->call;
     const kna__problem *p = call->problem;
-    size_t bytes;
-    prefill_room room = cut_room(job, job->rooms + (size_t)worker * job->room_bytes, &bytes);
     int64_t kv_head = task / job->tiles, row = task % job->tiles * job->tile, all = call->queries * p->g, keys = 0;
     int64_t rows = all - row < job->tile ? all - row : job->tile, query = call->query + row / p->g;
-    kna__knn_plan(call, &room.plan, query, rows / p->g);
-    room.is_deep = kna__knn_is_deep(kna__knn_k(call, kv_head), call, &room.plan, rows);
-    int64_t probes = count_probes(p, &room.plan, query);
-    kna__tile_begin(&room.tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
-    room.tile.mute = probes * p->g;
-    room.choosers = has_order(p) ? (probes + 1) * p->g : rows;
-    kna__knn_list_clear(&room.groups.list);
-    kna__knn_list_clear(&room.clusters.list);
-    measure_rows(&room);
-    read_ranges(&room);
-    if (room.plan.clusters.size) {
-        keys = attend_clusters(call, &room, probes * p->g);
+    kna__knn_plan(call, &room->plan, query, rows / p->g);
+    room->is_deep = kna__knn_is_deep(kna__knn_k(call, kv_head), call, &room->plan, rows);
+    int64_t probes = count_probes(p, &room->plan, query);
+    kna__tile_begin(&room->tile, kv_head, (query - probes) * p->g, rows + probes * p->g);
+    room->tile.mute = probes * p->g;
+    room->choosers = has_order(p) ? (probes + 1) * p->g : rows;
+    kna__knn_list_clear(&room->groups.list);
+    kna__knn_list_clear(&room->clusters.list);
+    measure_rows(room);
+    read_ranges(room);
+    if (room->plan.clusters.size) {
+        keys = attend_clusters(call, room, probes * p->g);
     }
-    report_rows(call, &room, keys);
+    report_rows(call, room, keys);
+}
+
+static void prefill_task(void *argument, int64_t task, int worker)
+{
+    const prefill_job *job = argument;
+    size_t bytes;
+    prefill_room room = kna__knn_prefill_room(job, job->rooms + (size_t)worker * job->room_bytes, &bytes);
+    kna__knn_prefill_tile(job, &room, task);
     kna__tile_end(&room.tile);
 }
 
@@ -417,17 +421,24 @@ static int64_t choose_tile(const prefill_job *job)
     return tile < p->g ? p->g : tile;
 }
 
+void kna__knn_prefill_begin(prefill_job *job)
+{
+    const kna__problem *p = job->call->problem;
+    job->pieces = p->n / KNA_PIECE + 1;
+    job->tile = choose_tile(job);
+    job->tiles = (job->call->queries * p->g + job->tile - 1) / job->tile;
+    kna__knn_prefill_room(job, NULL, &job->room_bytes);
+}
+
 int kna__attend_knn_prefill(knn_call *call)
 {
     const kna__problem *p = call->problem;
-    prefill_job job = { .call = call, .pieces = p->n / KNA_PIECE + 1 };
-    job.tile = choose_tile(&job);
-    job.tiles = (call->queries * p->g + job.tile - 1) / job.tile;
-    cut_room(&job, NULL, &job.room_bytes);
+    prefill_job job = { .call = call };
+    kna__knn_prefill_begin(&job);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));
     if (!job.rooms) {
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch per thread", job.room_bytes);
     }
-    kna__parallel_for(p->context->threads, p->h_kv * job.tiles, prefill_tile, &job);
+    kna__parallel_for(p->context->threads, p->h_kv * job.tiles, prefill_task, &job);
     return KNA_OK;
 }
