@@ -8,11 +8,11 @@
  * Invariant: chunks and tiles are cut by counts of rows and keys, and sums go over rows, keys and chunks in order, so the result does not
  * depend on the threads.
  */
-#include "backward.h"
+#include "backward_tile.h"
 
 enum {
-    TILE_ROWS = 192,
-    TILE_KEYS = 128,
+    TILE_ROWS = KNA_BACKWARD_ROWS,
+    TILE_KEYS = KNA_BACKWARD_KEYS,
     BLOCK_ROWS = 4 * TILE_ROWS,
     CHUNKS = 16, /* of a KV head's keys, at most: each has a part of dQ */
     CHUNK_LEAST = 512,
@@ -31,29 +31,12 @@ typedef struct exact_job {
     size_t room_bytes;
 } exact_job;
 
-/* A worker's room. */
-typedef struct exact_room {
-    float *k, *kt, *v, *vt; /* (TILE_KEYS, d), (d, TILE_KEYS), and of values */
-    float *weights, *slopes, *turned;
-    float *raw; /* products before the soft cap */
-} exact_room;
-
-static exact_room cut_room(const exact_job *job, char *base, size_t *bytes)
+static size_t room_bytes(const kna__problem *p)
 {
-    const kna__problem *p = &job->b->problem;
-    kna__cutter cutter = { base, 0 };
-    size_t keys = TILE_KEYS, pairs = (size_t)TILE_ROWS * TILE_KEYS;
-    exact_room room;
-    room.k = kna__cut(&cutter, keys * (size_t)p->d, sizeof(float));
-    room.kt = kna__cut(&cutter, keys * (size_t)p->d, sizeof(float));
-    room.v = kna__cut(&cutter, keys * (size_t)p->dv, sizeof(float));
-    room.vt = kna__cut(&cutter, keys * (size_t)p->dv, sizeof(float));
-    room.weights = kna__cut(&cutter, pairs, sizeof(float));
-    room.slopes = kna__cut(&cutter, pairs, sizeof(float));
-    room.turned = kna__cut(&cutter, pairs, sizeof(float));
-    room.raw = kna__cut(&cutter, p->options.softcap > 0 ? pairs : 0, sizeof(float));
-    *bytes = cutter.used;
-    return room;
+    kna__cutter cutter = { NULL, 0 };
+    kna__backward_room room;
+    kna__backward_room_cut(&room, p, &cutter);
+    return cutter.used;
 }
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -77,108 +60,6 @@ static kna__backward_rows rows_from(const kna__problem *p, const kna__backward_r
     return (kna__backward_rows){ rows->q + row * p->d, rows->dout + row * p->dv, rows->delta + row, rows->lse + row };
 }
 
-/* ---- a tile of rows and a tile of keys */
-
-typedef struct exact_pair {
-    int64_t kv_head;
-    int64_t row, rows;    /* of the KV head */
-    int64_t first, count; /* keys */
-    kna__backward_rows at;
-} exact_pair;
-
-/* Rows .. to query heads and queries. */
-static int64_t head_of(const kna__problem *p, const exact_pair *pair, int64_t r)
-{
-    return pair->kv_head * p->g + (pair->row + r) % p->g;
-}
-
-static int64_t query_of(const kna__problem *p, const exact_pair *pair, int64_t r)
-{
-    return (pair->row + r) / p->g;
-}
-
-static bool is_seen(const kna__problem *p, const exact_pair *pair)
-{
-    int64_t lo, hi, unused;
-    kna__visible(p, query_of(p, pair, 0), &lo, &unused);
-    kna__visible(p, query_of(p, pair, pair->rows - 1), &unused, &hi);
-    return pair->first < hi && pair->first + pair->count > lo &&
-           !kna__mask_forbids_rows(p, pair->kv_head, pair->row, pair->rows, pair->first, pair->count);
-}
-
-/* What every key weighs, by the logits anew and the lse of the forward call. */
-static void weigh(const kna__problem *p, const exact_pair *pair, const exact_room *room)
-{
-    size_t d = (size_t)p->d, keys = (size_t)pair->count;
-    p->kernels->gemm(room->weights, TILE_KEYS, pair->at.q, d, room->kt, TILE_KEYS, (size_t)pair->rows, keys, d, false);
-    if (p->options.softcap > 0) {
-        memcpy(room->raw, room->weights, (size_t)(pair->rows * TILE_KEYS) * sizeof *room->raw);
-    }
-    for (int64_t r = 0; r < pair->rows; r++) {
-        float *w = room->weights + r * TILE_KEYS;
-        kna__logits_seen(p, head_of(p, pair, r), query_of(p, pair, r), pair->first, w, pair->count);
-        if (pair->at.lse[r] == -INFINITY) {
-            memset(w, 0, keys * sizeof *w); /* a row that sees nothing */
-        } else {
-            p->kernels->exp_sum(w, pair->at.lse[r], keys);
-        }
-    }
-}
-
-/* dS before the soft cap is tanh's slope there times dS. */
-static void uncap(const kna__problem *p, float *slopes, float *raw, int64_t count)
-{
-    float cap = p->options.softcap;
-    p->kernels->softcap(raw, cap, (size_t)count);
-    for (int64_t j = 0; j < count; j++) {
-        float share = raw[j] / cap;
-        slopes[j] *= 1 - share * share;
-    }
-}
-
-/* dS. */
-static void slope(const kna__problem *p, const exact_pair *pair, const exact_room *room)
-{
-    size_t dv = (size_t)p->dv, keys = (size_t)pair->count;
-    p->kernels->gemm(room->slopes, TILE_KEYS, pair->at.dout, dv, room->vt, TILE_KEYS, (size_t)pair->rows, keys, dv, false);
-    for (int64_t r = 0; r < pair->rows; r++) {
-        float *slopes = room->slopes + r * TILE_KEYS;
-        p->kernels->tilt(slopes, room->weights + r * TILE_KEYS, pair->at.delta[r], keys);
-        if (p->options.softcap > 0) {
-            uncap(p, slopes, room->raw + r * TILE_KEYS, pair->count);
-        }
-    }
-}
-
-/* rows of `to`, from the first key's on, += x' y; x (rows, keys), y (rows, dim). */
-static void add_turned(const kna__problem *p, const exact_pair *pair, const exact_room *room, const kna_out_rows *to,
-                       const float *x, const float *y, int64_t dim)
-{
-    float *at = kna__gradient_at(to, pair->kv_head, pair->first);
-    if (!at) {
-        return;
-    }
-    p->kernels->transpose(room->turned, TILE_ROWS, x, TILE_KEYS, (size_t)pair->rows, (size_t)pair->count);
-    p->kernels->gemm(at, (size_t)to->row_stride_bytes / sizeof(float), room->turned, TILE_ROWS, y, (size_t)dim, (size_t)pair->count,
-                     (size_t)dim, (size_t)pair->rows, true);
-}
-
-static void differentiate(const kna__backward *b, const exact_pair *pair, const exact_room *room, float *part)
-{
-    const kna__problem *p = &b->problem;
-    weigh(p, pair, room);
-    add_turned(p, pair, room, &b->dv, room->weights, pair->at.dout, p->dv);
-    if (!b->dq.data && !b->dk.data) {
-        return;
-    }
-    slope(p, pair, room);
-    add_turned(p, pair, room, &b->dk, room->slopes, pair->at.q, p->d);
-    if (b->dq.data) {
-        p->kernels->gemm(part, (size_t)p->d, room->slopes, TILE_KEYS, room->k, (size_t)p->d, (size_t)pair->rows, (size_t)p->d,
-                         (size_t)pair->count, true);
-    }
-}
-
 /* ---- a block of rows */
 
 static void read_tile(void *argument, int64_t task, int worker)
@@ -191,35 +72,23 @@ static void read_tile(void *argument, int64_t task, int worker)
     kna__backward_rows_read(job->b, &rows, job->head + head, job->row + row, smaller(TILE_ROWS, job->rows - row));
 }
 
-static void read_keys(const kna__problem *p, int64_t kv_head, int64_t first, int64_t count, const exact_room *room)
-{
-    size_t d = (size_t)p->d, dv = (size_t)p->dv, keys = (size_t)count;
-    p->kernels->widen[p->k.type](room->k, d, kna__span_at(&p->k, kv_head, first), keys, d);
-    p->kernels->transpose(room->kt, TILE_KEYS, room->k, d, keys, d);
-    p->kernels->widen[p->v.type](room->v, dv, kna__span_at(&p->v, kv_head, first), keys, dv);
-    p->kernels->transpose(room->vt, TILE_KEYS, room->v, dv, keys, dv);
-}
-
 /* The block with a tile of keys; returns whether any of its rows sees any of them. */
-static bool meet_keys(const exact_job *job, int64_t head, int64_t first, int64_t count, const exact_room *room, float *part)
+static bool meet_keys(const exact_job *job, int64_t head, int64_t first, int64_t count, kna__backward_room *room, float *part)
 {
     const kna__problem *p = &job->b->problem;
     bool is_read = false;
     for (int64_t row = 0; row < job->rows; row += TILE_ROWS) {
-        exact_pair pair = { job->head + head,
-                            job->row + row,
-                            smaller(TILE_ROWS, job->rows - row),
-                            first,
-                            count,
-                            rows_from(p, &job->block[head], row) };
-        if (!is_seen(p, &pair)) {
+        kna__backward_pair pair = { .kv_head = job->head + head, .row = job->row + row, .rows = smaller(TILE_ROWS, job->rows - row),
+                                    .first = first, .count = count, .at = rows_from(p, &job->block[head], row),
+                                    .dq = job->b->dq.data ? part + row * p->d : NULL };
+        if (!kna__backward_sees(p, &pair)) {
             continue;
         }
         if (!is_read) {
-            read_keys(p, pair.kv_head, first, count, room);
+            kna__backward_read(p, &pair, room);
             is_read = true;
         }
-        differentiate(job->b, &pair, room, part + row * p->d);
+        kna__backward_add(job->b, &pair, room);
     }
     return is_read;
 }
@@ -230,8 +99,9 @@ static void meet_chunk(void *argument, int64_t task, int worker)
     const exact_job *job = argument;
     const kna__problem *p = &job->b->problem;
     int64_t head = task % job->heads, chunk = job->chunks - 1 - task / job->heads, end = smaller((chunk + 1) * job->chunk, p->n);
-    size_t unused;
-    exact_room room = cut_room(job, job->rooms + (size_t)worker * job->room_bytes, &unused);
+    kna__cutter cutter = { job->rooms + (size_t)worker * job->room_bytes, 0 };
+    kna__backward_room room;
+    kna__backward_room_cut(&room, p, &cutter);
     float *part = part_of(job, head, chunk);
     bool *used = &job->used[head * job->chunks + chunk];
     memset(part, 0, (size_t)(job->rows * p->d) * sizeof *part);
@@ -291,7 +161,7 @@ static size_t cut_job(exact_job *job, int64_t heads, char *base)
     }
     job->parts = kna__cut(&cutter, kna__size_product(parts, (size_t)(BLOCK_ROWS * p->d)), sizeof(float));
     job->used = kna__cut(&cutter, parts, sizeof(bool));
-    cut_room(job, NULL, &job->room_bytes);
+    job->room_bytes = room_bytes(p);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
 }
