@@ -303,6 +303,9 @@ typedef struct kna_attend_options {
                                  with k_near, is kept in the index from call to call, and reads every key where nothing less
                                  does. Of the estimates that eps means without a delta none is used. 0: none */
 
+    int differentiable;       /* KNA_KNN, 1: as kna_attend_backward() differentiates it: the members of clusters are read in full, not by
+                                 their codes (1 k of a row's own instead of 1.5 k), for few queries too */
+
     /* What is known. */
     kna_index *index;         /* an index over exactly these keys and values, made for this method (KNA_TOPK for those that sample);
                                  NULL: one is built for this call. knn learns from the queries of a call and forms clusters as needed */
@@ -323,7 +326,7 @@ typedef struct kna_attend_options {
     float *radius;            /* (h,m): as certified; 0 where all keys were looked at; negative: none (other methods). NULL: not wanted */
     int32_t *draws;           /* (h,m,samples): the keys drawn, in order (not KNA_UNIFORM); -1 in rows that see none. NULL: not wanted */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, NULL }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, NULL }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -403,12 +406,16 @@ typedef struct kna_gradients {
  * Shapes:  dout, out (h,m,dv) f32, f16 or bf16; lse (h,m); q, k, v and options as for that call, with out and lse as it wrote them.
  * Units:   gradients of q, k and v themselves: the scale is in them. Keys and values of any type: of int8 and q8_0 ones the gradient is
  *          that of the numbers they stand for.
+ * Methods: KNA_EXACT. KNA_KNN, with option differentiable set in both calls and neither eps nor an index: the exact gradients of what
+ *          was computed, with the sets held fixed (which clusters were looked into, and how far members stray from their means); the
+ *          gradient of a mean goes in equal parts to its members. The index is built anew, so the call repeats the one before it.
  * Out:     what of gradients is wanted; written, not added to. They must not overlap one another or an input.
- * Returns: as kna_attend(); KNA_EVALUE also for NaN and infinity in dout and out, and for NaN and +infinity in lse; KNA_EINVAL for a
- *          method other than KNA_EXACT.
+ * Returns: as kna_attend(); KNA_EVALUE also for NaN and infinity in dout and out, and for NaN and +infinity in lse; KNA_EINVAL for
+ *          other methods.
  * Threads: as kna_attend(): the same bits for any number.
  * Cost:    10 m h n d flops (d = dv) over the pairs seen, 6 without dq and dk; logits are computed anew. Scratch 17 * 768 * d floats
- *          for a KV head, as many at a time as keep the threads busy. No gradient of mask and slopes.
+ *          for a KV head, as many at a time as keep the threads busy. No gradient of mask and slopes. knn: about three times its
+ *          forward call; d + dv floats per 16 keys and KV head, and, below 8 KV heads, 7 / h_kv more gradients of keys and values.
  * Source:  Dao 2023 (FlashAttention-2), equations of its section 2; the covariance form dq_i = scale * cov(k, <dout_i, v>) over
  *          softmax(i) says the same. src/attend/backward.h spells it out.
  */

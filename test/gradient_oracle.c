@@ -93,11 +93,17 @@ static void add_row(const oracle *o, gradient_oracle *g, one_row *row)
     }
 }
 
-gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout)
+gradient_oracle *gradient_oracle_empty(const oracle *o)
 {
     gradient_oracle *g = calloc(1, sizeof *g);
     int64_t q = o->h * o->m * o->d, k = o->h_kv * o->n * o->d, v = o->h_kv * o->n * o->dv;
     *g = (gradient_oracle){ numbers(q), numbers(k), numbers(v), numbers(o->h), numbers(q), numbers(k), numbers(v), numbers(o->h) };
+    return g;
+}
+
+gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout)
+{
+    gradient_oracle *g = gradient_oracle_empty(o);
     one_row row = { .logits = numbers(o->n), .out = numbers(o->dv) };
     for (int64_t i = 0; i < o->h * o->m; i++) {
         row.head = i / o->m;

@@ -7,11 +7,15 @@
 
 #include "oracle.h"
 
+/* An empty one; filled by others. */
+typedef struct gradient_oracle gradient_oracle;
+gradient_oracle *gradient_oracle_empty(const oracle *o);
+
 /* Gradients of sum <dout, out>, and how far f32 may be from them, each in the layout of what it is a gradient of, packed. */
-typedef struct gradient_oracle {
+struct gradient_oracle {
     double *dq, *dk, *dv, *dsinks;
     double *dq_slack, *dk_slack, *dv_slack, *dsinks_slack;
-} gradient_oracle;
+};
 
 /* dout (h,m,dv). Free with gradient_oracle_free(). */
 gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout);

@@ -106,7 +106,7 @@ static bool is_tile(const choice *x)
 /* By codes more clusters are looked into than by keys: by a group six times as many, by a row of a tile half as many again. */
 static int64_t by_codes(const choice *x, int64_t clusters)
 {
-    return x->o->options.eps > 0 ? clusters : is_tile(x) ? clusters * 3 / 2 : clusters * 6;
+    return x->o->options.eps > 0 || x->o->options.differentiable ? clusters : is_tile(x) ? clusters * 3 / 2 : clusters * 6;
 }
 
 static int64_t own_clusters(const choice *x)
@@ -389,7 +389,7 @@ static void look_into(choice *x, int64_t s, int64_t from, int64_t to)
 {
     int32_t ids[KNA_SEGMENT];
     int64_t n = kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids);
-    bool all = must_look(x, &x->clusters, s) || x->o->options.eps > 0;
+    bool all = must_look(x, &x->clusters, s) || x->o->options.eps > 0 || x->o->options.differentiable;
     for (int64_t r = from; r < to; r++) x->clusters.mass[r * x->clusters.count + s] = 0;
     for (int64_t i = 0; i < n; i++) {
         bool spot = ((x->o->n * 197 - place_of(x, s, i)) & 255) == 0;
@@ -480,8 +480,109 @@ static double mix(choice *x, int64_t r, const bool *taken, double *out, double *
     return sum + *tail;
 }
 
-static knn_row finish_row(choice *x, int64_t r, const bool *taken, double error, double tolerance, expected *e)
+/* ---- gradients */
+
+typedef struct back_row {
+    const double *q, *dout;
+    double *dq, *dq_slack;
+    double sum, delta, delta_most, slack; /* sum relative to exp(top); error of a weight in f32, relative */
+    int64_t kv_head;
+} back_row;
+
+static void add_scaled(double *to, double *slack, const double *x, double a, double a_slack, int64_t n)
 {
+    for (int64_t i = 0; i < n; i++) {
+        to[i] += a * x[i];
+        slack[i] += a_slack * fabs(x[i]);
+    }
+}
+
+/* One key, or one mean that stands for `n` keys: `slope` is the derivative of its soft cap, `spread` what its mass grows by with |q|^2. */
+static void add_one(const choice *x, gradient_oracle *g, const back_row *b, const double *k, const double *v, double weight, double slope,
+                    double spread, double square, const int32_t *ids, int64_t n)
+{
+    const oracle *o = x->o;
+    double p = weight / b->sum, product = 0, most = 0;
+    for (int64_t c = 0; c < o->dv; c++) {
+        product += b->dout[c] * v[c];
+        most += fabs(b->dout[c] * v[c]);
+    }
+    double dz = p * (product - b->delta), slack = p * (most + b->delta_most) * b->slack, grows = spread / (1 + square * spread / 2);
+    add_scaled(b->dq, b->dq_slack, k, dz * slope * o->scale, slack * fabs(o->scale), o->d);
+    add_scaled(b->dq, b->dq_slack, b->q, dz * grows * o->scale * o->scale, slack * grows * o->scale * o->scale, o->d);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = b->kv_head * o->n + ids[i];
+        double share = 1 / (double)n;
+        add_scaled(g->dk + row * o->d, g->dk_slack + row * o->d, b->q, dz * slope * o->scale * share, slack * fabs(o->scale) * share, o->d);
+        add_scaled(g->dv + row * o->dv, g->dv_slack + row * o->dv, b->dout, p * share, p * share * b->slack, o->dv);
+    }
+}
+
+static double slope_of(const choice *x, double product)
+{
+    double cap = (double)x->o->options.softcap, t = cap > 0 ? tanh(product / cap) : 0;
+    return 1 - t * t;
+}
+
+static double product_of(const choice *x, const double *q, const double *k)
+{
+    double z = 0;
+    for (int64_t i = 0; i < x->o->d; i++) z += x->o->scale * q[i] * k[i];
+    return z;
+}
+
+static void add_back_means(choice *x, gradient_oracle *g, const back_row *b, const means *m, int64_t r, const bool *gone)
+{
+    const oracle *o = x->o;
+    const kna__clusters *c = &x->index->clusters;
+    double *k = malloc((size_t)o->d * sizeof *k), *v = malloc((size_t)o->dv * sizeof *v);
+    for (int64_t s = 0; s < m->count; s++) {
+        int32_t ids[KNA_SEGMENT];
+        int64_t n = 0, slots = m->kind == KNA_GROUPS ? KNA_GROUP_SLOTS : 1;
+        if (gone[s]) continue;
+        for (int64_t i = 0; i < slots; i++) n += kna__cluster_rows(c, x->kv_head, m->slot[s] * slots + i, ids + n);
+        for (int64_t i = 0; i < o->d; i++) k[i] = oracle_f16(m->level->key[m->at[s] * o->d + i]);
+        for (int64_t i = 0; i < o->dv; i++) v[i] = oracle_f16(m->level->value[m->at[s] * o->dv + i]);
+        add_one(x, g, b, k, v, m->mass[r * m->count + s], slope_of(x, product_of(x, b->q, k)), (double)m->level->spread[m->at[s]],
+                x->square[r], ids, n);
+    }
+    free(k);
+    free(v);
+}
+
+/* A row's out is known, and the sum of its weights. taken: clusters that are read in full. */
+static void differentiate_row(choice *x, int64_t r, const bool *taken, const double *out, double sum, const knn_truth *t)
+{
+    const oracle *o = x->o;
+    int64_t head = head_of(x, r), query = query_of(x, r), at = head * o->m + query;
+    gradient_oracle *g = t->gradients;
+    back_row b = { .q = o->q + at * o->d, .dout = t->dout + at * o->dv, .dq = g->dq + at * o->d, .dq_slack = g->dq_slack + at * o->d,
+                   .sum = sum, .kv_head = x->kv_head };
+    b.slack = 5e-5 + 4 * (oracle_product_slack(o, head, query, x->logits) + oracle_finish_slack(o, head, query, x->logits));
+    bool *full = calloc((size_t)o->n + 1, 1);
+    for (int64_t j = 0; j < o->n; j++) full[j] = !x->clustered[j];
+    for (int64_t s = 0; s < x->clusters.count; s++) {
+        int32_t ids[KNA_SEGMENT];
+        int64_t n = taken[s] ? kna__cluster_rows(&x->index->clusters, x->kv_head, x->clusters.slot[s], ids) : 0;
+        for (int64_t i = 0; i < n; i++) full[ids[i]] = true;
+    }
+    for (int64_t c = 0; c < o->dv; c++) {
+        b.delta += b.dout[c] * out[c];
+        b.delta_most += fabs(b.dout[c]) * o->v_most[x->kv_head];
+    }
+    for (int64_t j = 0; j < o->n; j++) {
+        if (!full[j] || x->logits[j] == HIDDEN) continue;
+        const double *k = o->k + (x->kv_head * o->n + j) * o->d, *v = o->v + (x->kv_head * o->n + j) * o->dv;
+        add_one(x, g, &b, k, v, exp(x->logits[j] - x->top[r]), slope_of(x, product_of(x, b.q, k)), 0, 0, &(int32_t){ (int32_t)j }, 1);
+    }
+    add_back_means(x, g, &b, &x->clusters, r, taken);
+    if (x->deep) add_back_means(x, g, &b, &x->groups, r, x->groups.chosen);
+    free(full);
+}
+
+static knn_row finish_row(choice *x, int64_t r, const bool *taken, double error, double tolerance, const knn_truth *t)
+{
+    expected *e = t->e;
     const oracle *o = x->o;
     int64_t head = head_of(x, r), query = query_of(x, r), at = head * o->m + query;
     double tail = 0, sink = o->options.sinks ? (double)o->options.sinks[head] : HIDDEN, *out = e->out + at * o->dv;
@@ -499,6 +600,7 @@ static knn_row finish_row(choice *x, int64_t r, const bool *taken, double error,
         top = higher;
     }
     for (int64_t c = 0; c < o->dv; c++) out[c] /= sum > 0 ? sum : 1;
+    if (t->gradients && sum > 0) differentiate_row(x, r, taken, out, sum * exp(top - x->top[r]), t);
     row.tail_mass = sum > 0 ? tail / sum : 0;
     e->lse[at] = row.lse = sum > 0 ? top + log(sum) : HIDDEN;
     expected_bounds(e, o, head, query, x->logits, tolerance * excess);
@@ -589,16 +691,16 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
         for (int64_t s = 0; s < x.clusters.count && is_tile(&x); s++) {
             if (taken[s] && !x.clusters.chosen[s]) look_into(&x, s, r, r + 1);
         }
-        knn_row row = finish_row(&x, r, taken, error, tolerance, t->e);
+        knn_row row = finish_row(&x, r, taken, error, tolerance, t);
         add_row(t, &row);
     }
     free(taken);
     choice_free(&x);
 }
 
-knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together, double tolerance)
+static knn_truth truth_of(const oracle *o, const kna_index *index, int64_t together, double tolerance, const double *dout)
 {
-    knn_truth t = { .e = expected_new(o) };
+    knn_truth t = { .e = expected_new(o), .dout = dout, .gradients = dout ? gradient_oracle_empty(o) : NULL };
     for (int64_t kv_head = 0; kv_head < o->h_kv; kv_head++) {
         for (int64_t query = 0; query < o->m; query += together) one_choice(&t, o, index, kv_head, query, together, tolerance);
     }
@@ -606,6 +708,16 @@ knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together
     t.error = t.estimated ? t.error / (double)t.estimated : -1;
     t.error_most = t.estimated ? t.error_most : -1;
     return t;
+}
+
+knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together, double tolerance)
+{
+    return truth_of(o, index, together, tolerance, NULL);
+}
+
+knn_truth knn_gradients_of(const oracle *o, const kna_index *index, int64_t together, const double *dout)
+{
+    return truth_of(o, index, together, 1e-5, dout);
 }
 
 static bool report_holds(random_case *c, const kna_report *r, const knn_truth *t)

@@ -14,6 +14,7 @@
 #ifndef KNN_ORACLE_H
 #define KNN_ORACLE_H
 
+#include "gradient_oracle.h"
 #include "random_case.h"
 
 #include "../src/index/index.h"
@@ -33,6 +34,10 @@ typedef struct knn_truth {
     expected *e;
     int64_t rows_exact, seeing, doubtful, estimated;
     double seen, full, tail_mass, error, error_most; /* sums, tail_mass and error means over rows that have some */
+
+    /* For gradients: given (h,m,dv), and what it gives, sets held fixed. NULL: none are wanted. */
+    const double *dout;
+    gradient_oracle *gradients;
 } knn_truth;
 
 /*
@@ -40,6 +45,8 @@ typedef struct knn_truth {
  * expected_free().
  */
 knn_truth knn_truth_of(const oracle *o, const kna_index *index, int64_t together, double tolerance);
+/* The same with gradients of sum <dout, out>, of tiles only, with option differentiable. Free gradients too. */
+knn_truth knn_gradients_of(const oracle *o, const kna_index *index, int64_t together, const double *dout);
 /*
  * Run the case with its index, then ask the index what that should have given, and compare results and report; false after a
  * message. Adds to *rows and *doubtful.

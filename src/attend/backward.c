@@ -53,6 +53,21 @@ static void clear(const kna_out_rows *rows, int64_t heads, int64_t count, int64_
     }
 }
 
+static int check_method(const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    if (o->method != KNA_EXACT && o->method != KNA_KNN) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact and knn, not of %s", kna_method_name(o->method));
+    }
+    if (o->method == KNA_KNN && (o->eps > 0 || o->index)) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "gradients of knn are those for a given k, with an index of the call's own: no eps, no index");
+    }
+    if (o->method == KNA_KNN && !o->differentiable) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "gradients of knn are those of a call with option differentiable");
+    }
+    return KNA_OK;
+}
+
 static int init(kna__backward *b, kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
                 const float *lse, const kna_rows *q, const kna_rows *k, const kna_rows *v, const kna_attend_options *options)
 {
@@ -63,10 +78,7 @@ static int init(kna__backward *b, kna_context *context, const kna_gradients *gra
     }
     KNA_TRY(kna__problem_init(&b->problem, context, &none, NULL, q, k, v, options));
     const kna__problem *p = &b->problem;
-    if (p->options.method != KNA_EXACT) {
-        return KNA_FAIL(context, KNA_EINVAL, "method: gradients are those of exact attention, not of %s",
-                        kna_method_name(p->options.method));
-    }
+    KNA_TRY(check_method(p));
     if (!lse && p->m) {
         return KNA_FAIL(context, KNA_EINVAL, "lse: null data");
     }
@@ -151,6 +163,13 @@ static void differentiate_sinks(const kna__backward *b)
     }
 }
 
+/* As kna_attend() has it: exact, or knn where that would read everything. */
+static bool all_is_near(const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    return o->method == KNA_EXACT || o->near_sinks + o->near_window + o->k_near >= p->n;
+}
+
 int kna_attend_backward(kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
                         const float *lse, const kna_rows *q, const kna_rows *k, const kna_rows *v,
                         const kna_attend_options *options)
@@ -164,5 +183,5 @@ int kna_attend_backward(kna_context *context, const kna_gradients *gradients, co
     clear(&b.dk, b.problem.h_kv, b.problem.n, b.problem.d);
     clear(&b.dv, b.problem.h_kv, b.problem.n, b.problem.dv);
     differentiate_sinks(&b);
-    return kna__backward_exact(&b);
+    return all_is_near(&b.problem) ? kna__backward_exact(&b) : kna__backward_knn(&b);
 }

@@ -6,7 +6,6 @@
 #include "knn.h"
 
 enum {
-    BLOCK = 512,         /* queries that see the same state of the index */
     LEVELS_BLOCK = 64,   /* where k is being found: so many pay for one that is too small */
     QUERIES_LEARNED = 16 /* of a block: the metric needs no more */
 };
@@ -28,11 +27,12 @@ static bool sees(const void *argument, int64_t first, int64_t count)
  * What a query sees. While decoding, all layers would form a segment at the same token: being late by so many rows, other for each
  * index, spreads that work.
  */
-static int form_ready(const kna__problem *p, kna_index *index, int64_t query)
+int kna__knn_form(const knn_call *call, kna_index *index)
 {
-    const viewer v = { p, query };
+    const kna__problem *p = call->problem;
+    const viewer v = { p, call->query };
     int64_t late = index->phase * (KNA_PIECE / KNA_PHASES);
-    return kna__clusters_form_ready(p->context, index, &p->k, &p->v, kna__knn_recent(p, query), late, sees, &v);
+    return kna__clusters_form_ready(p->context, index, &p->k, &p->v, kna__knn_recent(p, call->query), late, sees, &v);
 }
 
 /* ---- learning from queries */
@@ -68,26 +68,41 @@ static void learn_first(const kna__problem *p, kna_index *index)
     }
 }
 
+void kna__knn_learn(const knn_call *call, kna_index *index)
+{
+    learn(call->problem, index, call->query, call->queries);
+}
+
 /* ---- the call */
+
+int kna__knn_prepare(knn_call *call, kna_index *index)
+{
+    const kna__problem *p = call->problem;
+    KNA_TRY(kna__metric_reserve(p->context, index));
+    KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
+    learn_first(p, index);
+    return KNA_OK;
+}
 
 static int attend_block(knn_call *call, kna_index *index, double *build_s)
 {
     const kna__problem *p = call->problem;
     double start = kna__seconds();
-    KNA_TRY(form_ready(p, index, call->query));
+    KNA_TRY(kna__knn_form(call, index));
     *build_s += kna__seconds() - start;
     kna__knn_set_levels(call);
-    KNA_TRY(call->queries * p->g <= KNA_DECODE_ROWS ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
+    bool few = call->queries * p->g <= KNA_DECODE_ROWS && !p->options.differentiable;
+    KNA_TRY(few ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
     kna__audit_rows(p, index, call->stats, call->query, call->queries, kna__knn_draw(p, index));
     kna__knn_move_levels(call, index);
-    learn(p, index, call->query, call->queries);
+    kna__knn_learn(call, index);
     return KNA_OK;
 }
 
 static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_report *report)
 {
     const kna__problem *p = call->problem;
-    int64_t block = kna__knn_has_levels(p) ? LEVELS_BLOCK : BLOCK;
+    int64_t block = kna__knn_has_levels(p) ? LEVELS_BLOCK : KNA_KNN_BLOCK;
     for (call->query = 0; call->query < p->m; call->query += block) {
         call->queries = p->m - call->query < block ? p->m - call->query : block;
         KNA_TRY(attend_block(call, index, &report->build_s));
@@ -102,9 +117,7 @@ int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
     size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
     size_t levels = kna__knn_has_levels(p) ? (size_t)p->h_kv : 0;
     size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float)) + levels * sizeof(int64_t);
-    KNA_TRY(kna__metric_reserve(p->context, index));
-    KNA_TRY(kna__clusters_reserve(p->context, index, p->n));
-    learn_first(p, index);
+    KNA_TRY(kna__knn_prepare(&call, index));
     char *room = kna__allocate(&p->context->heap, bytes);
     if (!room) {
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of statistics", bytes);

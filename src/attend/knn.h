@@ -54,6 +54,12 @@ static inline float kna__knn_limit(const knn_call *call)
     return call->problem->options.delta > 0 ? 0 : call->problem->options.eps;
 }
 
+/* Whether members of the clusters looked into are weighed by their codes, and only what matters of them is read. */
+static inline bool kna__knn_by_codes(const knn_call *call)
+{
+    return kna__knn_limit(call) == 0 && !call->problem->options.differentiable;
+}
+
 /* knn_level.c - a k for each KV head, by a request of eps and delta. */
 bool kna__knn_has_levels(const kna__problem *problem);
 kna__draw kna__knn_draw(const kna__problem *problem, const kna_index *index); /* rows by which levels are judged */
@@ -249,6 +255,13 @@ int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters);
 
 int kna__attend_knn_decode(knn_call *call);
 int kna__attend_knn_prefill(knn_call *call);
+
+/* knn.c - what the call and its gradients share: make room and learn from a first query; form clusters of what the block's first query
+ * sees; learn from the block. */
+enum { KNA_KNN_BLOCK = 512 /* queries that see the same state of the index */ };
+int kna__knn_prepare(knn_call *call, kna_index *index);
+int kna__knn_form(const knn_call *call, kna_index *index);
+void kna__knn_learn(const knn_call *call, kna_index *index);
 
 /* knn.c - the method. The index is brought up to date with what the queries see, and learns from the queries. */
 int kna__attend_knn(const kna__problem *problem, kna_index *index, kna_report *report);

@@ -32,13 +32,13 @@ static int64_t shared(int64_t k, const knn_call *call, int64_t rows)
 
 int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows)
 {
-    bool by_codes = rows <= call->problem->g && kna__knn_limit(call) == 0;
+    bool by_codes = rows <= call->problem->g && kna__knn_by_codes(call);
     return (by_codes ? CODED : 1) * shared(k, call, rows);
 }
 
 int64_t kna__knn_own(int64_t k, const knn_call *call)
 {
-    return kna__knn_limit(call) == 0 ? clusters_of(k) * 3 / 2 : clusters_of(k);
+    return kna__knn_by_codes(call) ? clusters_of(k) * 3 / 2 : clusters_of(k);
 }
 
 /* All that one of `rows` rows reads. */

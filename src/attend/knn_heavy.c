@@ -25,7 +25,7 @@ static double least(const knn_call *call, double share)
 {
     const kna_attend_options *options = &call->problem->options;
     double asked = options->delta > 0 ? (double)options->eps / USUAL_ERROR : 1;
-    return kna__knn_limit(call) > 0 ? 0 : share * fmin(asked, 1);
+    return kna__knn_by_codes(call) ? share * fmin(asked, 1) : 0;
 }
 
 double kna__knn_least_key(const knn_call *call)
