@@ -15,6 +15,8 @@ typedef struct request {
     operand_request operands;
     const char *dout, *folder;
     int json;
+    int method; /* position in method_names */
+    int64_t k_near, near_sinks, near_window;
     cli_machine machine;
 } request;
 
@@ -25,6 +27,16 @@ static const cli_option own_options[] = {
     { "dout", FILE_AT(dout), "do.npy", "gradient of the output (h,m,dv), float32 or float16" },
     { "out-dir", FILE_AT(folder), "DIR", "folder for dq.npy, dk.npy, dv.npy and, with --sinks, dsinks.npy" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print times and shapes on standard output" },
+    { .name = NULL },
+};
+
+static const char *const method_names[] = { "exact", "knn", NULL };
+
+static const cli_option method_options[] = {
+    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact or knn, sets held fixed (default exact)" },
+    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "knn: nearest keys read in full (default 384)" },
+    { "near-sinks", 0, CLI_INT, AT(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn: first keys always read in full (default 4)" },
+    { "near-window", 0, CLI_INT, AT(near_window), 0, KNA_MAX_ROWS, NULL, "N", "knn: recent keys always read in full (default 64)" },
     { .name = NULL },
 };
 
@@ -42,6 +54,7 @@ static int parse(request *r, int argc, char **argv)
         { "Operands", operand_file_options, &r->operands },
         { "Gradients", own_options, r },
         { "What attention means", operand_meaning_options, &r->operands },
+        { "Which keys are read", method_options, r },
         { "Machine", cli_machine_options, &r->machine },
         { NULL, NULL, NULL },
     };
@@ -110,6 +123,11 @@ static int differentiate(results *of, const operands *o, const npy_array *dout, 
     kna_gradients gradients = { { of->dq, 0, 0 }, { of->dk, 0, 0 }, { of->dv, 0, 0 }, o->sinks.data ? of->dsinks : NULL };
     kna_attend_options options = KNA_ATTEND_OPTIONS;
     operands_fill(&options, o, &r->operands);
+    options.method = r->method ? KNA_KNN : KNA_EXACT;
+    options.differentiable = 1;
+    options.k_near = r->k_near;
+    options.near_sinks = r->near_sinks ? r->near_sinks : -1;
+    options.near_window = r->near_window ? r->near_window : -1;
     const double start = cli_now_s();
     int status = kna_attend(context, &out, of->lse, NULL, q, k, v, &options);
     const double middle = cli_now_s();
@@ -136,12 +154,12 @@ static int write_array(const request *r, const char *name, const kna_rows *like,
     return cli_output_finish();
 }
 
-static int print_json(const results *of, const operands *o, const kna_context *context)
+static int print_json(const results *of, const operands *o, const kna_context *context, const request *r)
 {
     FILE *file = cli_output_open("-");
     if (!file) return CLI_FAILED;
     cJSON *root = cli_json_object(NULL, NULL);
-    cli_json_text(root, "method", kna_method_name(KNA_EXACT));
+    cli_json_text(root, "method", method_names[r->method]);
     cli_json_real(root, "forward_s", of->forward_s);
     cli_json_real(root, "backward_s", of->backward_s);
     cli_json_int(root, "h", o->q_rows.heads);
@@ -163,13 +181,13 @@ static int write_outputs(const results *of, const operands *o, const kna_context
     if (code == CLI_OK) code = write_array(r, "dk", &o->k_rows, of->dk);
     if (code == CLI_OK) code = write_array(r, "dv", &o->v_rows, of->dv);
     if (code == CLI_OK && o->sinks.data) code = write_array(r, "dsinks", &per_head, of->dsinks);
-    if (code == CLI_OK && r->json) code = print_json(of, o, context);
+    if (code == CLI_OK && r->json) code = print_json(of, o, context, r);
     return code == CLI_OK ? cli_output_commit() : code;
 }
 
 int kna_cmd_grad(int argc, char **argv)
 {
-    request r = { .machine = CLI_MACHINE };
+    request r = { .k_near = 384, .near_sinks = 4, .near_window = 64, .machine = CLI_MACHINE };
     operands o = { .q = { .data = NULL } };
     npy_array dout = { .data = NULL };
     results made = { .out = NULL };
