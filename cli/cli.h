@@ -136,7 +136,7 @@ extern const cli_option cli_machine_options[];
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
 int cli_context(kna_context **context, const cli_machine *machine);
 
-/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --audit, --seed */
+/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --rank, --audit, --seed */
 typedef struct cli_method {
     int method; /* a kna_method */
     int64_t k_near;
@@ -147,10 +147,11 @@ typedef struct cli_method {
     uint64_t seed;
     int64_t samples, groups; /* 0: the library's default */
     int certificate;         /* a kna_certificate */
+    int64_t rank;            /* 0: the library's default */
 } cli_method;
 #define CLI_METHOD                              \
     {                                           \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_NONE \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_NONE, 0 \
     }
 extern const cli_option cli_method_options[];
 

@@ -5,7 +5,8 @@
 
 static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2", "avx512", "avx512vnni", "neon", NULL };
 
-const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", NULL };
+const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom",
+                                                             "window", "linformer", "nystrom", "performer", NULL };
 static const char *const certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "none", "asymptotic", "finite", NULL };
 
 const cli_option cli_machine_options[] = {
@@ -17,13 +18,13 @@ const cli_option cli_machine_options[] = {
 
 const cli_option cli_method_options[] = {
     { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME",
-      "exact, topk, knn, uniform, gumbel, rejection or mom (default exact)" },
+      "exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom or performer (default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
       "nearest keys read in full; exact: all are (default 384)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
-      "knn: first keys always read in full (default 4)" },
+      "knn, window: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",
-      "knn: recent keys always read in full (default 64)" },
+      "knn, window: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E; uniform: S, by the radius (default 0: as given)" },
     { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
@@ -34,6 +35,8 @@ const cli_option cli_method_options[] = {
       "mom: groups of draws (default 8 log(1 / D), D 0.05 unless given)" },
     { "certificate", 0, CLI_CHOICE, offsetof(cli_method, certificate), 0, 0, certificate_names, "KIND",
       "uniform: none, asymptotic or finite, what stands behind the radius (default none: asymptotic)" },
+    { "rank", 0, CLI_INT, offsetof(cli_method, rank), 1, KNA_MAX_RANK, NULL, "R",
+      "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "share of rows also computed exactly, for the report (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: samples, and which rows are audited (default 0)" },
@@ -69,5 +72,6 @@ void cli_method_fill(kna_attend_options *to, const cli_method *from)
     to->seed = from->seed;
     to->samples = from->samples;
     to->groups = from->groups;
+    to->rank = from->rank;
     to->certificate = from->certificate;
 }

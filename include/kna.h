@@ -83,6 +83,7 @@ KNA_API const char *kna_status_text(int status);
 #define KNA_MAX_HEADS 65536         /* h and h_kv */
 #define KNA_MAX_ROWS 0x7fffffff     /* m and n: 2^31 - 1 */
 #define KNA_MAX_THREADS 1024
+#define KNA_MAX_RANK 16384          /* of rivals */
 
 /* ------------------------------------------------------------------ 2. Context */
 
@@ -247,11 +248,19 @@ typedef enum kna_method {
     KNA_UNIFORM = 3,   /* the nearest in full; a uniform sample stands for the rest */
     KNA_GUMBEL = 4,    /* mean of the values of keys drawn by softmax: lazy Gumbel sampling */
     KNA_REJECTION = 5, /* the same, keys drawn by rejection */
-    KNA_MOM = 6        /* keys drawn as by gumbel, in groups; of the groups' means the median, column by column */
-} kna_method;
-#define KNA_METHOD_COUNT 7
+    KNA_MOM = 6,       /* keys drawn as by gumbel, in groups; of the groups' means the median, column by column */
 
-/* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom"; NULL for a number that is no method. */
+    /* Rivals, to compare with; each as its paper has it, as far as that needs no training. No mask, slopes, window, index, eps or audit;
+       causal only window and performer; softcap and sinks only window. */
+    KNA_WINDOW = 7,    /* the first near_sinks and the last near_window keys that a query sees, all others dropped (StreamingLLM) */
+    KNA_LINFORMER = 8, /* keys and values projected to `rank` rows: by project_k and project_v, or means of runs of rows */
+    KNA_NYSTROM = 9,   /* `rank` landmarks, means of runs of queries and of keys. lse is NaN */
+    KNA_PERFORMER = 10 /* `rank` positive random features, orthogonal by blocks (FAVOR+) */
+} kna_method;
+#define KNA_METHOD_COUNT 11
+
+/* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", "window", "linformer", "nystrom", "performer"; NULL for
+ * a number that is no method. */
 KNA_API const char *kna_method_name(int method);
 
 /* What stands behind a radius: ||out - exact|| <= radius with a probability of at least 1 - delta. */
@@ -324,9 +333,12 @@ typedef struct kna_attend_options {
     int certificate;          /* KNA_UNIFORM: a kna_certificate, for the radius. finite: a pilot of 32 keys or a fiftieth of the rest is
                                  looked at besides */
     float *radius;            /* (h,m): as certified; 0 where all keys were looked at; negative: none (other methods). NULL: not wanted */
+    int64_t rank;             /* KNA_LINFORMER: rows (0: 256); KNA_NYSTROM: landmarks (0: 64); KNA_PERFORMER: features (0: 256) */
+    const float *project_k;   /* KNA_LINFORMER: (rank,n), both or neither: learned projections */
+    const float *project_v;
     int32_t *draws;           /* (h,m,samples): the keys drawn, in order (not KNA_UNIFORM); -1 in rows that see none. NULL: not wanted */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, NULL }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -383,10 +395,13 @@ typedef struct kna_report {
  *          context and reused.
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
+ *          window: (near_sinks + near_window) keys a row. linformer, nystrom, performer: about (n + m) rank (d + dv) per head, and nystrom
+ *          rank^3; linformer and nystrom hold the KV head (and queries) as f32.
  *          uniform, gumbel, rejection, mom: as topk, and the keys sampled: of n keys a draw looks at less than n / (k + 1) in the mean.
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md. Sampling: lazy
  *          Gumbel, Mussmann, Levy & Ermon 2017, as used for attention by Haris 2024 (arXiv 2411.04013); certificates: Pinelis 1994
- *          and Chernoff's bound (src/attend/certificate.h).
+ *          and Chernoff's bound (src/attend/certificate.h). Rivals: Xiao et al. 2023, Wang et al. 2020, Xiong et al. 2021, Choromanski
+ *          et al. 2021 (src/attend/rival_*.c say where we depart).
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
                                    const kna_rows *q, const kna_rows *k, const kna_rows *v,

@@ -307,7 +307,7 @@ static void account(void)
     for (int i = 0; i < 30; i++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 4, 2, 1 + (int64_t)test_below(30), 1 + (int64_t)test_below(1400), 20, 12 });
-        c.options.method = (int)test_below(KNA_METHOD_COUNT);
+        c.options.method = (int)test_below(KNA_MOM + 1);
         c.options.k_near = 3;
         EXPECT_INT(kna_index_remove(context, index, 0, kna_index_rows(index)), KNA_OK); /* another cache in its place */
         EXPECT_INT(kna_index_update(context, index, &c.k, &c.v, 0, c.shape.n), KNA_OK);

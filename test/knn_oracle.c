@@ -201,7 +201,8 @@ static void begin_row(choice *x, int64_t r)
     x->top[r] = HIDDEN;
     for (int64_t j = 0; j < o->n; j++) x->top[r] = fmax(x->top[r], x->logits[j]);
     float *scaled = malloc((size_t)o->d * sizeof *scaled), scale = o->options.scale;
-    scale = scale != 0 ? scale : 1.0f / sqrtf((float)o->d); /* to the bit: where a number is half way between two codes it decides */
+    scale =
+        scale != 0 ? scale : 1.0f / sqrtf((float)o->d); /* to the bit: where a number is half way between two codes it decides */
     for (int64_t i = 0; i < o->d; i++) scaled[i] = (float)q[i] * scale;
     x->code_scale[r] = kna__kernels_get(KNA_CPU_REF)->quantize(x->codes + r * o->d, scaled, (size_t)o->d);
     free(scaled);
@@ -498,8 +499,8 @@ static void add_scaled(double *to, double *slack, const double *x, double a, dou
 }
 
 /* One key, or one mean that stands for `n` keys: `slope` is the derivative of its soft cap, `spread` what its mass grows by with |q|^2. */
-static void add_one(const choice *x, gradient_oracle *g, const back_row *b, const double *k, const double *v, double weight, double slope,
-                    double spread, double square, const int32_t *ids, int64_t n)
+static void add_one(const choice *x, gradient_oracle *g, const back_row *b, const double *k, const double *v, double weight,
+                    double slope, double spread, double square, const int32_t *ids, int64_t n)
 {
     const oracle *o = x->o;
     double p = weight / b->sum, product = 0, most = 0;
@@ -513,7 +514,8 @@ static void add_one(const choice *x, gradient_oracle *g, const back_row *b, cons
     for (int64_t i = 0; i < n; i++) {
         int64_t row = b->kv_head * o->n + ids[i];
         double share = 1 / (double)n;
-        add_scaled(g->dk + row * o->d, g->dk_slack + row * o->d, b->q, dz * slope * o->scale * share, slack * fabs(o->scale) * share, o->d);
+        add_scaled(g->dk + row * o->d, g->dk_slack + row * o->d, b->q, dz * slope * o->scale * share,
+                   slack * fabs(o->scale) * share, o->d);
         add_scaled(g->dv + row * o->dv, g->dv_slack + row * o->dv, b->dout, p * share, p * share * b->slack, o->dv);
     }
 }
@@ -556,8 +558,12 @@ static void differentiate_row(choice *x, int64_t r, const bool *taken, const dou
     const oracle *o = x->o;
     int64_t head = head_of(x, r), query = query_of(x, r), at = head * o->m + query;
     gradient_oracle *g = t->gradients;
-    back_row b = { .q = o->q + at * o->d, .dout = t->dout + at * o->dv, .dq = g->dq + at * o->d, .dq_slack = g->dq_slack + at * o->d,
-                   .sum = sum, .kv_head = x->kv_head };
+    back_row b = { .q = o->q + at * o->d,
+                   .dout = t->dout + at * o->dv,
+                   .dq = g->dq + at * o->d,
+                   .dq_slack = g->dq_slack + at * o->d,
+                   .sum = sum,
+                   .kv_head = x->kv_head };
     b.slack = 5e-5 + 4 * (oracle_product_slack(o, head, query, x->logits) + oracle_finish_slack(o, head, query, x->logits));
     bool *full = calloc((size_t)o->n + 1, 1);
     for (int64_t j = 0; j < o->n; j++) full[j] = !x->clustered[j];
@@ -573,7 +579,8 @@ static void differentiate_row(choice *x, int64_t r, const bool *taken, const dou
     for (int64_t j = 0; j < o->n; j++) {
         if (!full[j] || x->logits[j] == HIDDEN) continue;
         const double *k = o->k + (x->kv_head * o->n + j) * o->d, *v = o->v + (x->kv_head * o->n + j) * o->dv;
-        add_one(x, g, &b, k, v, exp(x->logits[j] - x->top[r]), slope_of(x, product_of(x, b.q, k)), 0, 0, &(int32_t){ (int32_t)j }, 1);
+        add_one(x, g, &b, k, v, exp(x->logits[j] - x->top[r]), slope_of(x, product_of(x, b.q, k)), 0, 0, &(int32_t){ (int32_t)j },
+                1);
     }
     add_back_means(x, g, &b, &x->clusters, r, taken);
     if (x->deep) add_back_means(x, g, &b, &x->groups, r, x->groups.chosen);

@@ -25,7 +25,7 @@ int64_t knn_formed_pieces(const kna_index *index);
 
 typedef struct knn_row {
     int64_t seen, full, clusters; /* keys, keys read in full, slots of the plan */
-    bool doubtful;    /* a choice hangs on less than f32 can tell: anything may be right */
+    bool doubtful;                /* a choice hangs on less than f32 can tell: anything may be right */
     double tail_mass, error, lse;
 } knn_row;
 

@@ -216,6 +216,7 @@ static void nothing_outside_is_read(void)
         case_random(&c, s);
         if (i % 6 == 0) c.options.mask.data = NULL;
         for (int method = 0; method < KNA_METHOD_COUNT; method++) {
+            if (method == KNA_WINDOW) c.options = (kna_attend_options)KNA_ATTEND_OPTIONS; /* rivals follow few */
             c.options.method = method;
             c.options.k_near = 1 + (int64_t)test_below(20);
             c.options.near_window = c.options.near_sinks = -1;
@@ -232,6 +233,7 @@ static void nothing_else_is_written(void)
         random_case c = { .guarded = false };
         case_random(&c, random_shape(1e5));
         c.options.method = (int)test_below(KNA_METHOD_COUNT);
+        if (c.options.method >= KNA_WINDOW) c.options = (kna_attend_options){ .size = sizeof c.options, .method = c.options.method };
         c.options.k_near = 2;
         int64_t row = c.shape.dv * 4, stride = row + 4 * (int64_t)test_below(4), rows = c.shape.h * c.shape.m;
         unsigned char *out = case_hold(&c, (size_t)(rows * stride));

@@ -45,8 +45,8 @@ static int backward(const back_case *b, kna_context *context)
 static bool near(const back_case *b, const float *got, const double *want, const double *slack, int64_t n, const char *name)
 {
     for (int64_t i = 0; i < n; i++) {
-        if (!EXPECT_THAT(fabs((double)got[i] - want[i]) <= slack[i] + 1e-7, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)i,
-                         (double)got[i], want[i], slack[i], case_text(b->c))) {
+        if (!EXPECT_THAT(fabs((double)got[i] - want[i]) <= slack[i] + 1e-7, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name,
+                         (long long)i, (double)got[i], want[i], slack[i], case_text(b->c))) {
             return false;
         }
     }
@@ -94,7 +94,8 @@ static void one_tile(void)
         static const int64_t groups[] = { 1, 3, 4, 8 };
         random_case c = { .guarded = false };
         int64_t g = groups[i % 4], h_kv = 1 + (int64_t)test_below(2), m = 24 / g - (int64_t)test_below(g == 1 ? 8 : g == 3 ? 3 : 1);
-        case_begin(&c, (shape){ g * h_kv, h_kv, m, 300 + (int64_t)test_below(2200), 1 + (int64_t)test_below(40), 1 + (int64_t)test_below(40) });
+        case_begin(&c, (shape){ g * h_kv, h_kv, m, 300 + (int64_t)test_below(2200), 1 + (int64_t)test_below(40),
+                                1 + (int64_t)test_below(40) });
         case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 0.5 + 2 * test_uniform());
         case_rows(&c, &c.k, random_type(c.shape.d), (int)test_below(LAYOUT_COUNT), 1);
         case_rows(&c, &c.v, random_type(c.shape.dv), (int)test_below(LAYOUT_COUNT), 1);
@@ -106,8 +107,8 @@ static void one_tile(void)
         if (c.options.k_near + 68 < c.shape.n) holds(&c, random_context());
         case_end(&c);
     }
-    EXPECT_THAT(rows_tried > 100 / RANDOM_SHARE && rows_doubtful <= rows_tried / 3, "%lld of %lld rows were in doubt", (long long)rows_doubtful,
-                (long long)rows_tried);
+    EXPECT_THAT(rows_tried > 100 / RANDOM_SHARE && rows_doubtful <= rows_tried / 3, "%lld of %lld rows were in doubt",
+                (long long)rows_doubtful, (long long)rows_tried);
 }
 
 static void groups_first(void)
@@ -122,7 +123,8 @@ static void groups_first(void)
         holds(&c, random_context());
         case_end(&c);
     }
-    EXPECT_THAT(rows_tried - rows_doubtful >= wanted, "%lld of %lld rows were in doubt", (long long)rows_doubtful, (long long)rows_tried);
+    EXPECT_THAT(rows_tried - rows_doubtful >= wanted, "%lld of %lld rows were in doubt", (long long)rows_doubtful,
+                (long long)rows_tried);
 }
 
 /* ---- many tiles, several blocks */
@@ -229,7 +231,8 @@ static void same_bits_for_any_threads(void)
 static void refused(back_case *b, const char *words)
 {
     random_case *c = b->c;
-    EXPECT_INT(kna_attend_backward(context_best(), &b->gradients, &b->dout, &b->out, c->lse, &c->q, &c->k, &c->v, &c->options), KNA_EINVAL);
+    EXPECT_INT(kna_attend_backward(context_best(), &b->gradients, &b->dout, &b->out, c->lse, &c->q, &c->k, &c->v, &c->options),
+               KNA_EINVAL);
     EXPECT_THAT(strstr(kna_context_message(context_best()), words) != NULL, "message: %s", kna_context_message(context_best()));
 }
 

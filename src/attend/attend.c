@@ -1,10 +1,12 @@
 /* attend.c - the operator: check, choose the path, report. */
 #include "knn.h"
 #include "nearest.h"
+#include "rivals.h"
 
 const char *kna_method_name(int method)
 {
-    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom" };
+    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection",
+                                                         "mom", "window", "linformer", "nystrom", "performer" };
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
@@ -107,6 +109,24 @@ static int attend_near(const kna__problem *p, kna_report *report)
     return attend_with_index(p, index, report);
 }
 
+/* What a rival leaves out it does not estimate; all but window look at every key. */
+static int attend_rival(const kna__problem *p, kna_report *report)
+{
+    static int (*const rivals[])(const kna__problem *) = { kna__attend_window, kna__attend_linformer, kna__attend_nystrom, kna__attend_performer };
+    const kna_attend_options *o = &p->options;
+    KNA_TRY(kna__rival_check(p));
+    kna__report_passed(report, 0, 0);
+    report->error_est = report->error_est_max = report->radius = report->radius_max = -1;
+    report->keys_seen = report->size ? count_seen(p) : 0;
+    double most = (double)(p->m * p->h) * (double)(o->near_sinks + o->near_window);
+    report->keys_full = o->method == KNA_WINDOW ? fmin(most, report->keys_seen) : 0;
+    report->keys_touched = o->method == KNA_WINDOW && report->keys_seen > 0 ? report->keys_full / report->keys_seen : 1;
+    if (!p->n) {
+        return kna__attend_decode(p);
+    }
+    return rivals[o->method - KNA_WINDOW](p);
+}
+
 static void fill_radius(const kna__problem *p, float radius)
 {
     for (int64_t row = 0; p->options.radius && row < p->h * p->m; row++) {
@@ -121,6 +141,9 @@ static int attend(const kna__problem *p, kna_report *report)
         KNA_TRY(kna__problem_finite(p));
     }
     report->rows = p->m * p->h;
+    if (p->options.method >= KNA_WINDOW) {
+        return attend_rival(p, report);
+    }
     return p->options.method == KNA_EXACT ? attend_exact(p, report) : attend_near(p, report);
 }
 

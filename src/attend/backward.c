@@ -57,10 +57,12 @@ static int check_method(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
     if (o->method != KNA_EXACT && o->method != KNA_KNN) {
-        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact and knn, not of %s", kna_method_name(o->method));
+        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact and knn, not of %s",
+                        kna_method_name(o->method));
     }
     if (o->method == KNA_KNN && (o->eps > 0 || o->index)) {
-        return KNA_FAIL(p->context, KNA_EINVAL, "gradients of knn are those for a given k, with an index of the call's own: no eps, no index");
+        return KNA_FAIL(p->context, KNA_EINVAL,
+                        "gradients of knn are those for a given k, with an index of the call's own: no eps, no index");
     }
     if (o->method == KNA_KNN && !o->differentiable) {
         return KNA_FAIL(p->context, KNA_EINVAL, "gradients of knn are those of a call with option differentiable");

@@ -78,8 +78,12 @@ static bool meet_keys(const exact_job *job, int64_t head, int64_t first, int64_t
     const kna__problem *p = &job->b->problem;
     bool is_read = false;
     for (int64_t row = 0; row < job->rows; row += TILE_ROWS) {
-        kna__backward_pair pair = { .kv_head = job->head + head, .row = job->row + row, .rows = smaller(TILE_ROWS, job->rows - row),
-                                    .first = first, .count = count, .at = rows_from(p, &job->block[head], row),
+        kna__backward_pair pair = { .kv_head = job->head + head,
+                                    .row = job->row + row,
+                                    .rows = smaller(TILE_ROWS, job->rows - row),
+                                    .first = first,
+                                    .count = count,
+                                    .at = rows_from(p, &job->block[head], row),
                                     .dq = job->b->dq.data ? part + row * p->d : NULL };
         if (!kna__backward_sees(p, &pair)) {
             continue;

@@ -69,7 +69,8 @@ static void finish_logits(const kna__problem *p, const kna__backward_pair *pair,
 static void weigh(const kna__problem *p, const kna__backward_pair *pair, kna__backward_room *room)
 {
     size_t d = (size_t)p->d, keys = (size_t)pair->count;
-    p->kernels->gemm(room->weights, KNA_BACKWARD_KEYS, pair->at.q, d, room->kt, KNA_BACKWARD_KEYS, (size_t)pair->rows, keys, d, false);
+    p->kernels->gemm(room->weights, KNA_BACKWARD_KEYS, pair->at.q, d, room->kt, KNA_BACKWARD_KEYS, (size_t)pair->rows, keys, d,
+                     false);
     if (p->options.softcap > 0) {
         memcpy(room->raw, room->weights, (size_t)(pair->rows * KNA_BACKWARD_KEYS) * sizeof *room->raw);
     }
@@ -98,7 +99,8 @@ void kna__backward_uncap(const kna__problem *p, float *slopes, float *raw, int64
 static void slope(const kna__problem *p, const kna__backward_pair *pair, kna__backward_room *room)
 {
     size_t dv = (size_t)p->dv, keys = (size_t)pair->count;
-    p->kernels->gemm(room->slopes, KNA_BACKWARD_KEYS, pair->at.dout, dv, room->vt, KNA_BACKWARD_KEYS, (size_t)pair->rows, keys, dv, false);
+    p->kernels->gemm(room->slopes, KNA_BACKWARD_KEYS, pair->at.dout, dv, room->vt, KNA_BACKWARD_KEYS, (size_t)pair->rows, keys, dv,
+                     false);
     for (int64_t r = 0; r < pair->rows; r++) {
         float *slopes = room->slopes + r * KNA_BACKWARD_KEYS;
         p->kernels->tilt(slopes, room->weights + r * KNA_BACKWARD_KEYS, pair->at.delta[r], keys);
@@ -124,8 +126,8 @@ static void add_turned(const kna__problem *p, const kna__backward_pair *pair, kn
         return;
     }
     if (!pair->ids) {
-        kna__backward_turned(p, room, kna__gradient_at(to, pair->kv_head, pair->first), to->row_stride_bytes / (int64_t)sizeof(float), x, y,
-                             pair->rows, pair->count, dim, true);
+        kna__backward_turned(p, room, kna__gradient_at(to, pair->kv_head, pair->first),
+                             to->row_stride_bytes / (int64_t)sizeof(float), x, y, pair->rows, pair->count, dim, true);
         return;
     }
     kna__backward_turned(p, room, room->part, dim, x, y, pair->rows, pair->count, dim, false);
@@ -145,7 +147,7 @@ void kna__backward_add(const kna__backward *b, const kna__backward_pair *pair, k
     slope(p, pair, room);
     add_turned(p, pair, room, &b->dk, room->slopes, pair->at.q, p->d);
     if (pair->dq) {
-        p->kernels->gemm(pair->dq, (size_t)p->d, room->slopes, KNA_BACKWARD_KEYS, room->k, (size_t)p->d, (size_t)pair->rows, (size_t)p->d,
-                         (size_t)pair->count, true);
+        p->kernels->gemm(pair->dq, (size_t)p->d, room->slopes, KNA_BACKWARD_KEYS, room->k, (size_t)p->d, (size_t)pair->rows,
+                         (size_t)p->d, (size_t)pair->count, true);
     }
 }

@@ -37,7 +37,7 @@ void kna__backward_add(const kna__backward *backward, const kna__backward_pair *
 /* dS of a row before its soft cap: `slopes` times the cap's slope at the products `raw`, which become capped. */
 void kna__backward_uncap(const kna__problem *problem, float *slopes, float *raw, int64_t count);
 /* `to` (count, dim) at ldt += or = x' y; x (rows, count) at KNA_BACKWARD_KEYS, y (rows, dim). */
-void kna__backward_turned(const kna__problem *problem, kna__backward_room *room, float *to, int64_t ldt, const float *x, const float *y,
-                          int64_t rows, int64_t count, int64_t dim, bool accumulate);
+void kna__backward_turned(const kna__problem *problem, kna__backward_room *room, float *to, int64_t ldt, const float *x,
+                          const float *y, int64_t rows, int64_t count, int64_t dim, bool accumulate);
 
 #endif

@@ -175,13 +175,14 @@ static void weigh_own(backward_lane *lane, int64_t r, int64_t count)
     const kna__problem *p = &lane->b.problem;
     backward_room *room = &lane->room;
     const float *q = room->rows.q + r * p->d;
-    p->kernels->dot_at[p->k.type](room->weights, 0, q, 0, 1, kna__span_at(&p->k, lane->kv_head, 0), room->ids, (size_t)count, (size_t)p->d);
+    p->kernels->dot_at[p->k.type](room->weights, 0, q, 0, 1, kna__span_at(&p->k, lane->kv_head, 0), room->ids, (size_t)count,
+                                  (size_t)p->d);
     if (p->options.softcap > 0) {
         p->kernels->softcap(room->weights, p->options.softcap, (size_t)count);
     }
     p->kernels->exp_sum(room->weights, room->rows.lse[r], (size_t)count);
-    p->kernels->dot_at[p->v.type](room->slopes, 0, room->rows.dout + r * p->dv, 0, 1, kna__span_at(&p->v, lane->kv_head, 0), room->ids,
-                                  (size_t)count, (size_t)p->dv);
+    p->kernels->dot_at[p->v.type](room->slopes, 0, room->rows.dout + r * p->dv, 0, 1, kna__span_at(&p->v, lane->kv_head, 0),
+                                  room->ids, (size_t)count, (size_t)p->dv);
     p->kernels->tilt(room->slopes, room->weights, room->rows.delta[r], (size_t)count);
     for (int64_t i = 0; i < count && p->options.softcap > 0; i++) {
         float logit = logf(room->weights[i]) + room->rows.lse[r], share = logit / p->options.softcap;
@@ -198,7 +199,8 @@ static void add_own(backward_lane *lane, int64_t r)
     p->kernels->mix_at[p->k.type](room->dq + r * p->d, 0, room->slopes, 0, 1, kna__span_at(&p->k, lane->kv_head, 0), room->ids,
                                   (size_t)count, (size_t)p->d);
     for (int64_t i = 0; i < count; i++) {
-        float *dk = kna__gradient_at(&lane->b.dk, lane->kv_head, room->ids[i]), *dv = kna__gradient_at(&lane->b.dv, lane->kv_head, room->ids[i]);
+        float *dk = kna__gradient_at(&lane->b.dk, lane->kv_head, room->ids[i]),
+              *dv = kna__gradient_at(&lane->b.dv, lane->kv_head, room->ids[i]);
         if (dk) {
             p->kernels->axpy(dk, room->slopes[i], room->rows.q + r * p->d, (size_t)p->d);
         }
@@ -267,7 +269,8 @@ static void add_panel(backward_lane *lane, const mean_panel *panel)
     int64_t rows = lane->room.prefill.tile.rows, at = lane->lane * to->size + panel->at;
     size_t dv = (size_t)p->dv, n = (size_t)panel->count;
     read_means(lane, panel);
-    p->kernels->gemm(pairs->slopes, KNA_BACKWARD_KEYS, lane->room.rows.dout, dv, pairs->vt, KNA_BACKWARD_KEYS, (size_t)rows, n, dv, false);
+    p->kernels->gemm(pairs->slopes, KNA_BACKWARD_KEYS, lane->room.rows.dout, dv, pairs->vt, KNA_BACKWARD_KEYS, (size_t)rows, n, dv,
+                     false);
     for (int64_t r = 0; r < rows; r++) {
         float *w = pairs->weights + r * KNA_BACKWARD_KEYS, *slopes = pairs->slopes + r * KNA_BACKWARD_KEYS;
         weigh_means(lane, panel, r, w);
@@ -277,10 +280,11 @@ static void add_panel(backward_lane *lane, const mean_panel *panel)
             kna__backward_uncap(p, slopes, pairs->raw + r * KNA_BACKWARD_KEYS, panel->count);
         }
     }
-    kna__backward_turned(p, pairs, to->value + at * p->dv, p->dv, pairs->weights, lane->room.rows.dout, rows, panel->count, p->dv, true);
+    kna__backward_turned(p, pairs, to->value + at * p->dv, p->dv, pairs->weights, lane->room.rows.dout, rows, panel->count, p->dv,
+                         true);
     kna__backward_turned(p, pairs, to->key + at * p->d, p->d, pairs->slopes, lane->room.rows.q, rows, panel->count, p->d, true);
-    p->kernels->gemm(lane->room.dq, (size_t)p->d, pairs->slopes, KNA_BACKWARD_KEYS, pairs->k, (size_t)p->d, (size_t)rows, (size_t)p->d, n,
-                     true);
+    p->kernels->gemm(lane->room.dq, (size_t)p->d, pairs->slopes, KNA_BACKWARD_KEYS, pairs->k, (size_t)p->d, (size_t)rows,
+                     (size_t)p->d, n, true);
 }
 
 static void add_means(backward_lane *lane, const prefill_means *means, int64_t skip, const float *base)
@@ -411,10 +415,12 @@ static void join_head(void *argument, int64_t kv_head, int worker)
         kna_out_rows dv = lane_rows(&job->b->dv, job->dv, lane, p->h_kv, p->n, p->dv);
         for (int64_t row = 0; row < p->n; row++) {
             if (dk.data) {
-                p->kernels->axpy(kna__gradient_at(&job->b->dk, kv_head, row), 1.0f, kna__gradient_at(&dk, kv_head, row), (size_t)p->d);
+                p->kernels->axpy(kna__gradient_at(&job->b->dk, kv_head, row), 1.0f, kna__gradient_at(&dk, kv_head, row),
+                                 (size_t)p->d);
             }
             if (dv.data) {
-                p->kernels->axpy(kna__gradient_at(&job->b->dv, kv_head, row), 1.0f, kna__gradient_at(&dv, kv_head, row), (size_t)p->dv);
+                p->kernels->axpy(kna__gradient_at(&job->b->dv, kv_head, row), 1.0f, kna__gradient_at(&dv, kv_head, row),
+                                 (size_t)p->dv);
             }
         }
     }

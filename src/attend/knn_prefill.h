@@ -42,19 +42,19 @@ typedef struct prefill_room {
     knn_choice choice;
     prefill_means groups, clusters;
     bool is_deep;
-    int64_t choosers;    /* rows that choose for the tile, from the first on */
-    float mean_square;   /* of |q|, over these */
-    float error;         /* estimated for groups left closed; negative: nobody asked */
-    float *half_square;  /* rows */
-    double *tail;        /* rows: masses left to means */
-    float *max;          /* rows: what they are relative to */
-    float *base;         /* rows: what their masses are relative to */
-    double *total;       /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
-    float *errors;       /* rows */
-    int32_t *ids;        /* of a panel, and of one cluster more */
-    knn_codes codes;     /* of a row */
-    knn_members members; /* of a row's own clusters */
-    knn_tally *own;      /* rows: what has been read of those */
+    int64_t choosers;     /* rows that choose for the tile, from the first on */
+    float mean_square;    /* of |q|, over these */
+    float error;          /* estimated for groups left closed; negative: nobody asked */
+    float *half_square;   /* rows */
+    double *tail;         /* rows: masses left to means */
+    float *max;           /* rows: what they are relative to */
+    float *base;          /* rows: what their masses are relative to */
+    double *total;        /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
+    float *errors;        /* rows */
+    int32_t *ids;         /* of a panel, and of one cluster more */
+    knn_codes codes;      /* of a row */
+    knn_members members;  /* of a row's own clusters */
+    knn_tally *own;       /* rows: what has been read of those */
     prefill_trace *trace; /* NULL: nobody wants one */
 } prefill_room;
 

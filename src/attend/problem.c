@@ -29,7 +29,8 @@ static int check_options(kna_context *context, const kna_attend_options *o)
 {
     KNA_TRY(check_size_field(context, o));
     if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
-        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom", o->method);
+        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom, performer",
+                        o->method);
     }
     if (!isfinite(o->scale)) {
         return KNA_FAIL(context, KNA_EINVAL, "scale: must be finite");
@@ -54,6 +55,9 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     }
     if (o->method == KNA_KNN && o->delta > 0 && !(o->eps > 0)) {
         return KNA_FAIL(context, KNA_EINVAL, "delta: the share of rows above eps, and eps is 0");
+    }
+    if (o->rank < 0 || o->rank > KNA_MAX_RANK) {
+        return KNA_FAIL(context, KNA_ELIMIT, "rank: %lld is outside 0..%d", LL(o->rank), KNA_MAX_RANK);
     }
     if (o->samples < 0 || o->groups < 0) {
         return KNA_FAIL(context, KNA_EINVAL, "samples: %lld in %lld groups: must be at least 0", LL(o->samples), LL(o->groups));
