@@ -16,7 +16,8 @@ typedef struct request {
     const char *dout, *folder;
     int json;
     int method; /* position in method_names */
-    int64_t k_near, near_sinks, near_window;
+    int64_t k_near, near_sinks, near_window, samples;
+    uint64_t seed;
     cli_machine machine;
 } request;
 
@@ -30,11 +31,13 @@ static const cli_option own_options[] = {
     { .name = NULL },
 };
 
-static const char *const method_names[] = { "exact", "knn", NULL };
+static const char *const method_names[] = { "exact", "knn", "chain", NULL };
 
 static const cli_option method_options[] = {
-    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact or knn, sets held fixed (default exact)" },
-    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "knn: nearest keys read in full (default 384)" },
+    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact; knn, sets held fixed; or chain, by keys drawn (default exact)" },
+    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "knn, chain: nearest keys, read in full (default 384)" },
+    { "samples", 0, CLI_INT, AT(samples), 2, KNA_MAX_ROWS, NULL, "S", "chain: keys drawn per row (default K)" },
+    { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "chain: random numbers (default 0)" },
     { "near-sinks", 0, CLI_INT, AT(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, AT(near_window), 0, KNA_MAX_ROWS, NULL, "N", "knn: recent keys always read in full (default 64)" },
     { .name = NULL },
@@ -123,7 +126,10 @@ static int differentiate(results *of, const operands *o, const npy_array *dout, 
     kna_gradients gradients = { { of->dq, 0, 0 }, { of->dk, 0, 0 }, { of->dv, 0, 0 }, o->sinks.data ? of->dsinks : NULL };
     kna_attend_options options = KNA_ATTEND_OPTIONS;
     operands_fill(&options, o, &r->operands);
-    options.method = r->method ? KNA_KNN : KNA_EXACT;
+    static const int methods[] = { KNA_EXACT, KNA_KNN, KNA_GUMBEL };
+    options.method = methods[r->method];
+    options.samples = r->samples;
+    options.seed = r->seed;
     options.differentiable = 1;
     options.k_near = r->k_near;
     options.near_sinks = r->near_sinks ? r->near_sinks : -1;

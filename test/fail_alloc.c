@@ -104,6 +104,13 @@ static const plan plans[] = {
     { "knn with an index", KNA_KNN, 1, true, false, false, false },
     { "knn with an index and eps", KNA_KNN, 9, true, true, true, true },
     { "knn of few keys", KNA_KNN, 2, false, false, false, false },
+    { "uniform, audited", KNA_UNIFORM, 20, false, true, false, true },
+    { "gumbel", KNA_GUMBEL, 3, false, false, false, false },
+    { "median of means", KNA_MOM, 3, false, false, false, false },
+    { "window", KNA_WINDOW, 30, false, false, false, false },
+    { "linformer", KNA_LINFORMER, 5, false, false, false, false },
+    { "nystrom", KNA_NYSTROM, 20, false, false, false, false },
+    { "performer", KNA_PERFORMER, 5, false, false, false, false },
 };
 
 /* Rows 1,100 to 1,150 are hidden from every query. */
@@ -206,6 +213,62 @@ static void one_plan(const plan *p)
 static void attention(void)
 {
     for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) one_plan(&plans[i]);
+}
+
+/* ---- gradients */
+
+/* All of them, packed one after the other. */
+static int differentiate(random_case *c, kna_context *context, const kna_rows *dout, float *all)
+{
+    shape s = c->shape;
+    float *dk = all + s.h * s.m * s.d, *dv = dk + s.h_kv * s.n * s.d;
+    kna_gradients gradients = { { all, 0, 0 }, { dk, 0, 0 }, { dv, 0, 0 }, NULL };
+    kna_rows out = { c->out.data, KNA_F32, s.h, s.m, s.dv, c->out.head_stride_bytes, c->out.row_stride_bytes, NULL };
+    return kna_attend_backward(context, &gradients, dout, &out, c->lse, &c->q, &c->k, &c->v, &c->options);
+}
+
+static void gradients_of(int method)
+{
+    ledger l = { 0 };
+    random_case c = { .guarded = false };
+    kna_context *context = context_on(&l);
+    shape s = { 4, 2, 60, ROWS, 20, 12 };
+    size_t numbers = (size_t)(s.h * s.m * s.d + s.h_kv * s.n * (s.d + s.dv));
+    case_begin(&c, s);
+    c.options.method = method;
+    c.options.differentiable = 1;
+    c.options.causal = 1;
+    c.options.k_near = 20;
+    kna_rows dout = { NULL, KNA_F32, s.h, s.m, s.dv, 0, 0, NULL };
+    case_rows(&c, &dout, KNA_F32, LAYOUT_PACKED, 1);
+    float *want = case_hold(&c, numbers * sizeof *want), *got = case_hold(&c, numbers * sizeof *got);
+    case_attend(&c, context, NULL);
+    EXPECT_INT(differentiate(&c, context, &dout, want), KNA_OK);
+    size_t bare = bare_bytes(context, &l), n = 1;
+    for (bool hit = true; hit && n < 100; n += hit) {
+        l.calls = 0;
+        l.fail_at = n;
+        int status = differentiate(&c, context, &dout, got);
+        hit = l.calls >= n;
+        l.fail_at = 0;
+        if (hit) {
+            expect_no_memory(status, context);
+        } else {
+            EXPECT_INT(status, KNA_OK);
+            EXPECT(memcmp(want, got, numbers * sizeof *want) == 0);
+        }
+        EXPECT_INT(bare_bytes(context, &l), bare);
+    }
+    EXPECT_THAT(n >= 2, "only %zu allocations", n - 1);
+    kna_context_free(context);
+    EXPECT(l.blocks == 0 && l.held_bytes == 0);
+    case_end(&c);
+}
+
+static void gradients(void)
+{
+    gradients_of(KNA_EXACT);
+    gradients_of(KNA_KNN);
 }
 
 /* ---- an index that cannot grow is as before */
@@ -332,6 +395,7 @@ int main(int argc, char **argv)
     TEST(new_context);
     TEST(new_index);
     TEST(attention);
+    TEST(gradients);
     TEST(growing_index);
     TEST(account);
     return test_end();

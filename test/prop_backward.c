@@ -1,4 +1,5 @@
-/* prop_backward.c - exact gradients: the double-precision oracle against central differences, the library against the oracle. */
+/* prop_backward.c - exact gradients: the double-precision oracle against central differences, the library against the oracle; and estimates of
+ * them by keys drawn. */
 #include "random_case.h"
 
 #include "gradient_oracle.h"
@@ -289,6 +290,96 @@ static void values_add_up(void)
     case_end(&c);
 }
 
+/* ---- by keys drawn */
+
+/*
+ * Over many seeds, with the same case every time, the means are the exact gradients; and a sum of squared errors halves when draws double.
+ * A bias of a tenth of one estimate's deviation would show.
+ */
+static void chain_is_unbiased(void)
+{
+    enum { SEEDS = 2000 };
+    shape s = { 2, 1, 5, 60, 4, 3 };
+    int64_t numbers = s.h * s.m * s.d + s.h_kv * s.n * (s.d + s.dv);
+    uint64_t random = test_state.random;
+    test_state.random = 4711;
+    random_case c = { .guarded = false };
+    case_begin(&c, s);
+    backward_case b = begin(&c);
+    test_state.random = random;
+    c.options.causal = 1;
+    EXPECT_INT(case_attend(&c, context_best(), NULL), KNA_OK);
+    EXPECT_INT(backward(&b, context_best(), &b.gradients), KNA_OK);
+    float *exact = copy_all(&b.gradients, s);
+    double errors[2] = { 0, 0 };
+    for (int round = 0; round < 2; round++) {
+        double *sum = calloc((size_t)numbers, sizeof *sum), *square = calloc((size_t)numbers, sizeof *square);
+        c.options.method = round ? KNA_REJECTION : KNA_GUMBEL;
+        c.options.k_near = 10;
+        c.options.samples = round ? 64 : 32;
+        for (int seed = 0; seed < SEEDS; seed++) {
+            c.options.seed = (uint64_t)seed;
+            if (!EXPECT_INT(backward(&b, context_best(), &b.gradients), KNA_OK)) break;
+            float *now = copy_all(&b.gradients, s);
+            for (int64_t i = 0; i < numbers; i++) {
+                double off = (double)now[i] - (double)exact[i];
+                sum[i] += off;
+                square[i] += off * off;
+                errors[round] += off * off / SEEDS;
+            }
+            free(now);
+        }
+        for (int64_t i = 0; i < numbers; i++) {
+            if (!EXPECT_NEAR(sum[i] / SEEDS, 0, 4.5 * sqrt(square[i]) / SEEDS + 1e-6)) break;
+        }
+        free(sum);
+        free(square);
+    }
+    EXPECT_NEAR(errors[0] / errors[1], 63.0 / 31, 0.2);
+    free(exact);
+    free(b.dout_numbers);
+    case_end(&c);
+}
+
+/* Weights are 1 / s each, so what goes into values is what comes out; the same bits for any threads; several blocks of queries. */
+static void chain_laws(void)
+{
+    shape s = { 4, 2, 600, 700, 8, 6 };
+    random_case c = { .guarded = false };
+    case_begin(&c, s);
+    backward_case b = begin(&c);
+    c.options.method = KNA_GUMBEL;
+    c.options.causal = 1;
+    c.options.k_near = 30;
+    c.options.samples = 16;
+    float *first = NULL;
+    size_t bytes = (size_t)(s.h * s.m * s.d + s.h_kv * s.n * (s.d + s.dv)) * sizeof(float);
+    EXPECT_INT(case_attend(&c, context_best(), NULL), KNA_OK);
+    for (int threads = 1; threads < 6; threads += 2) {
+        kna_context_options options = KNA_CONTEXT_OPTIONS;
+        kna_context *context;
+        options.threads = threads;
+        EXPECT_INT(kna_context_new(&context, &options), KNA_OK);
+        EXPECT_INT(backward(&b, context, &b.gradients), KNA_OK);
+        float *now = copy_all(&b.gradients, s);
+        if (first) EXPECT(memcmp(first, now, bytes) == 0);
+        if (first) free(now);
+        first = first ? first : now;
+        kna_context_free(context);
+    }
+    for (int64_t head = 0; head < s.h_kv; head++) {
+        for (int64_t column = 0; column < s.dv; column++) {
+            double in = 0, out = 0;
+            for (int64_t i = 0; i < 2 * s.m; i++) in += b.dout_numbers[(2 * head * s.m + i) * s.dv + column];
+            for (int64_t i = 0; i < s.n; i++) out += (double)*number_at(&b.gradients.dv, head, i, column);
+            EXPECT_NEAR(out, in, 2e-3);
+        }
+    }
+    free(first);
+    free(b.dout_numbers);
+    case_end(&c);
+}
+
 /* ---- what is refused */
 
 static void refused(backward_case *b, int status, const char *words)
@@ -331,6 +422,13 @@ static void bad_input(void)
     c.lse[4] = kept;
     c.options.method = KNA_TOPK;
     refused(&b, KNA_EINVAL, "topk");
+    c.options.method = KNA_GUMBEL;
+    c.options.samples = 1;
+    refused(&b, KNA_EINVAL, "samples");
+    c.options.samples = 8;
+    c.options.softcap = 2;
+    refused(&b, KNA_EINVAL, "softcap");
+    c.options.softcap = 0;
     c.options.method = KNA_EXACT;
     EXPECT_INT(kna_attend_backward(context_best(), NULL, &b.dout, &b.out, c.lse, &c.q, &c.k, &c.v, &c.options), KNA_EINVAL);
     EXPECT_INT(kna_attend_backward(context_best(), &b.gradients, &b.dout, &b.out, NULL, &c.q, &c.k, &c.v, &c.options), KNA_EINVAL);
@@ -359,6 +457,8 @@ int main(int argc, char **argv)
     TEST(same_bits_for_any_threads);
     TEST(one_at_a_time);
     TEST(values_add_up);
+    TEST(chain_is_unbiased);
+    TEST(chain_laws);
     TEST(bad_input);
     contexts_free();
     return test_end();

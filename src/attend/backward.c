@@ -53,11 +53,32 @@ static void clear(const kna_out_rows *rows, int64_t heads, int64_t count, int64_
     }
 }
 
+static bool is_chain(const kna__problem *p)
+{
+    return p->options.method == KNA_GUMBEL || p->options.method == KNA_REJECTION;
+}
+
+/* A sink or a soft cap would need what the draws do not tell. */
+static int check_chain(const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    if (o->samples < 2) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "samples: gradients take at least 2 draws of a row");
+    }
+    if (o->sinks || o->softcap > 0) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "%s: gradients by draws cannot follow it", o->sinks ? "sinks" : "softcap");
+    }
+    return KNA_OK;
+}
+
 static int check_method(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
+    if (is_chain(p)) {
+        return check_chain(p);
+    }
     if (o->method != KNA_EXACT && o->method != KNA_KNN) {
-        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact and knn, not of %s",
+        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact, knn, gumbel and rejection, not of %s",
                         kna_method_name(o->method));
     }
     if (o->method == KNA_KNN && (o->eps > 0 || o->index)) {
@@ -185,5 +206,8 @@ int kna_attend_backward(kna_context *context, const kna_gradients *gradients, co
     clear(&b.dk, b.problem.h_kv, b.problem.n, b.problem.d);
     clear(&b.dv, b.problem.h_kv, b.problem.n, b.problem.dv);
     differentiate_sinks(&b);
+    if (is_chain(&b.problem)) {
+        return b.problem.n ? kna__backward_chain(&b) : KNA_OK;
+    }
     return all_is_near(&b.problem) ? kna__backward_exact(&b) : kna__backward_knn(&b);
 }

@@ -38,6 +38,7 @@ void kna__backward_rows_cut(kna__backward_rows *rows, const kna__problem *proble
 void kna__backward_rows_read(const kna__backward *backward, kna__backward_rows *rows, int64_t kv_head, int64_t row, int64_t count);
 
 int kna__backward_exact(const kna__backward *backward);
+int kna__backward_chain(kna__backward *backward);     /* by keys drawn: out and lse are not looked at */
 int kna__backward_knn(const kna__backward *backward); /* knn_backward.c: out and lse are computed anew */
 
 #endif
