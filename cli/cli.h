@@ -46,8 +46,9 @@ typedef struct cli_command {
 
 int kna_cmd_attend(int argc, char **argv);
 int kna_cmd_grad(int argc, char **argv);
-int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `heads` and `model` to the next two */
+int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `heads`, `paper` and `model` to others */
 int kna_cmd_bench_heads(int argc, char **argv);
+int kna_cmd_bench_paper(int argc, char **argv);
 
 /* cli/lm_*.c, in builds with llama.cpp (KNA_HAVE_LLAMA). Without it main says so and exits with CLI_REFUSED. */
 int kna_cmd_generate(int argc, char **argv);

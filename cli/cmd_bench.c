@@ -223,6 +223,7 @@ static const cli_command benches[] = {
     { "prefill", "as many queries as keys, causal: the operator behind reading a prompt", bench_prefill },
     { "attend", "any shape", bench_attend },
     { "heads", "errors and times on the heads of a real model", kna_cmd_bench_heads },
+    { "paper", "the experiments of the paper on kNN attention", kna_cmd_bench_paper },
     { "model", "a model in llama.cpp, with and without", kna_cmd_bench_model },
     { NULL, NULL, NULL },
 };
@@ -237,9 +238,9 @@ static int print_help(void)
 
 int kna_cmd_bench(int argc, char **argv)
 {
-    if (argc < 2) return cli_refuse("bench: decode, prefill, attend, heads or model must follow, see 'kna bench --help'");
+    if (argc < 2) return cli_refuse("bench: decode, prefill, attend, heads, paper or model must follow, see 'kna bench --help'");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return print_help();
     for (const cli_command *bench = benches; bench->name; bench++)
         if (strcmp(argv[1], bench->name) == 0) return bench->run(argc - 1, argv + 1);
-    return cli_refuse("bench: '%s' is none of decode, prefill, attend, heads, model", argv[1]);
+    return cli_refuse("bench: '%s' is none of decode, prefill, attend, heads, paper, model", argv[1]);
 }

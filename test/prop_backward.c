@@ -123,18 +123,18 @@ static int backward(const backward_case *b, kna_context *context, const kna_grad
 static bool rows_match(const backward_case *b, const kna_out_rows *rows, int64_t heads, int64_t count, int64_t dim,
                        const double *wanted, const double *slack, const char *name)
 {
-    for (int64_t i = 0; i < heads * count * dim; i++) {
-        double got = (double)*number_at(rows, i / dim / count, i / dim % count, i % dim), off = fabs(got - wanted[i]);
-        if (!test_check(off <= slack[i] + 1e-30, __FILE__, __LINE__, "%s[%lld,%lld,%lld]: %.9g, expected %.9g +- %.2g; %s", name,
-                        (long long)(i / dim / count), (long long)(i / dim % count), (long long)(i % dim), got, wanted[i], slack[i],
+    for (int64_t i = 0; i < heads * count; i++) { /* one expectation a row: there are millions of numbers */
+        const float *got = number_at(rows, i / count, i % count, 0);
+        bool good = true;
+        int64_t c = 0;
+        for (; c < dim && good; c++) good = fabs((double)got[c] - wanted[i * dim + c]) <= slack[i * dim + c] + 1e-30;
+        if (!test_check(good, __FILE__, __LINE__, "%s[%lld,%lld,%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)(i / count),
+                        (long long)(i % count), (long long)c - 1, (double)got[c - 1], wanted[i * dim + c - 1], slack[i * dim + c - 1],
                         case_text(b->c))) {
             return false;
         }
-    }
-    for (int64_t i = 0; i < heads * count; i++) { /* what is between the rows */
-        for (int64_t c = dim; c < rows->row_stride_bytes / 4; c++) {
-            if (!EXPECT(*number_at(rows, i / count, i % count, c) == 7.0f)) return false;
-        }
+        for (; c < rows->row_stride_bytes / 4 && good; c++) good = got[c] == 7.0f; /* what is between the rows */
+        if (!EXPECT(good)) return false;
     }
     return true;
 }
@@ -172,9 +172,9 @@ static void all_levels(random_case *c)
 
 static void random_cases(void)
 {
-    for (int i = 0; i < rounds(200); i++) {
+    for (int i = 0; i < rounds(120); i++) {
         random_case c = { .guarded = false };
-        case_random(&c, random_shape(1e6));
+        case_random(&c, random_shape(5e5));
         all_levels(&c);
         case_end(&c);
     }
@@ -317,7 +317,7 @@ static void chain_is_unbiased(void)
         c.options.method = round ? KNA_REJECTION : KNA_GUMBEL;
         c.options.k_near = 10;
         c.options.samples = round ? 64 : 32;
-        for (int seed = 0; seed < SEEDS; seed++) {
+        for (int seed = 0; seed < rounds(SEEDS); seed++) {
             c.options.seed = (uint64_t)seed;
             if (!EXPECT_INT(backward(&b, context_best(), &b.gradients), KNA_OK)) break;
             float *now = copy_all(&b.gradients, s);
@@ -325,12 +325,12 @@ static void chain_is_unbiased(void)
                 double off = (double)now[i] - (double)exact[i];
                 sum[i] += off;
                 square[i] += off * off;
-                errors[round] += off * off / SEEDS;
+                errors[round] += off * off / rounds(SEEDS);
             }
             free(now);
         }
         for (int64_t i = 0; i < numbers; i++) {
-            if (!EXPECT_NEAR(sum[i] / SEEDS, 0, 4.5 * sqrt(square[i]) / SEEDS + 1e-6)) break;
+            if (!EXPECT_NEAR(sum[i] / rounds(SEEDS), 0, 4.5 * sqrt(square[i]) / rounds(SEEDS) + 1e-6)) break;
         }
         free(sum);
         free(square);

@@ -44,13 +44,10 @@ static int backward(const back_case *b, kna_context *context)
 
 static bool near(const back_case *b, const float *got, const double *want, const double *slack, int64_t n, const char *name)
 {
-    for (int64_t i = 0; i < n; i++) {
-        if (!EXPECT_THAT(fabs((double)got[i] - want[i]) <= slack[i] + 1e-7, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name,
-                         (long long)i, (double)got[i], want[i], slack[i], case_text(b->c))) {
-            return false;
-        }
-    }
-    return true;
+    int64_t i = 0; /* one expectation: there are millions of numbers */
+    while (i < n && fabs((double)got[i] - want[i]) <= slack[i] + 1e-7) i++;
+    return EXPECT_THAT(i == n, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)i, (double)got[i < n ? i : 0], want[i < n ? i : 0],
+                       slack[i < n ? i : 0], case_text(b->c));
 }
 
 /* The index of a call of its own, as it is after the call: its clusters are those the gradients were taken with. */
