@@ -128,9 +128,9 @@ static bool rows_match(const backward_case *b, const kna_out_rows *rows, int64_t
         bool good = true;
         int64_t c = 0;
         for (; c < dim && good; c++) good = fabs((double)got[c] - wanted[i * dim + c]) <= slack[i * dim + c] + 1e-30;
-        if (!test_check(good, __FILE__, __LINE__, "%s[%lld,%lld,%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)(i / count),
-                        (long long)(i % count), (long long)c - 1, (double)got[c - 1], wanted[i * dim + c - 1], slack[i * dim + c - 1],
-                        case_text(b->c))) {
+        if (!test_check(good, __FILE__, __LINE__, "%s[%lld,%lld,%lld]: %.9g, expected %.9g +- %.2g; %s", name,
+                        (long long)(i / count), (long long)(i % count), (long long)c - 1, (double)got[c - 1],
+                        wanted[i * dim + c - 1], slack[i * dim + c - 1], case_text(b->c))) {
             return false;
         }
         for (; c < rows->row_stride_bytes / 4 && good; c++) good = got[c] == 7.0f; /* what is between the rows */

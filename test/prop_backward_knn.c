@@ -46,8 +46,8 @@ static bool near(const back_case *b, const float *got, const double *want, const
 {
     int64_t i = 0; /* one expectation: there are millions of numbers */
     while (i < n && fabs((double)got[i] - want[i]) <= slack[i] + 1e-7) i++;
-    return EXPECT_THAT(i == n, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)i, (double)got[i < n ? i : 0], want[i < n ? i : 0],
-                       slack[i < n ? i : 0], case_text(b->c));
+    return EXPECT_THAT(i == n, "%s[%lld]: %.9g, expected %.9g +- %.2g; %s", name, (long long)i, (double)got[i < n ? i : 0],
+                       want[i < n ? i : 0], slack[i < n ? i : 0], case_text(b->c));
 }
 
 /* The index of a call of its own, as it is after the call: its clusters are those the gradients were taken with. */

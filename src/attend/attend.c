@@ -5,8 +5,8 @@
 
 const char *kna_method_name(int method)
 {
-    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection",
-                                                         "mom", "window", "linformer", "nystrom", "performer" };
+    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk",   "knn",       "uniform", "gumbel",   "rejection",
+                                                         "mom",   "window", "linformer", "nystrom", "performer" };
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
@@ -112,7 +112,8 @@ static int attend_near(const kna__problem *p, kna_report *report)
 /* What a rival leaves out it does not estimate; all but window look at every key. */
 static int attend_rival(const kna__problem *p, kna_report *report)
 {
-    static int (*const rivals[])(const kna__problem *) = { kna__attend_window, kna__attend_linformer, kna__attend_nystrom, kna__attend_performer };
+    static int (*const rivals[])(const kna__problem *) = { kna__attend_window, kna__attend_linformer, kna__attend_nystrom,
+                                                           kna__attend_performer };
     const kna_attend_options *o = &p->options;
     KNA_TRY(kna__rival_check(p));
     kna__report_passed(report, 0, 0);

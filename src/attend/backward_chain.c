@@ -76,8 +76,8 @@ static void add_row(const chain_job *job, int64_t head, int64_t query, float *we
     }
     if (b->dq.data) {
         p->kernels->scale(weights, p->scale, (size_t)s);
-        p->kernels->mix_at[p->k.type](kna__gradient_at(&b->dq, head, query), 0, weights, 0, 1, kna__span_at(&p->k, kv_head, 0), keys, (size_t)s,
-                                      (size_t)p->d);
+        p->kernels->mix_at[p->k.type](kna__gradient_at(&b->dq, head, query), 0, weights, 0, 1, kna__span_at(&p->k, kv_head, 0),
+                                      keys, (size_t)s, (size_t)p->d);
     }
 }
 

@@ -17,13 +17,13 @@ enum { KNA_DECODE_ROWS = 16 };
 typedef struct kna__problem {
     kna_context *context;
     const kna__kernels *kernels;
-    kna_rows q, k, v;    /* strides filled in */
+    kna_rows q, k, v; /* strides filled in */
     kna_out_rows out;
-    float *lse;          /* (h,m) or NULL */
-    kna_mask mask;       /* strides filled in; data NULL: none */
+    float *lse;    /* (h,m) or NULL */
+    kna_mask mask; /* strides filled in; data NULL: none */
     kna_attend_options options;
     int64_t h, h_kv, g, m, n, d, dv;
-    int64_t shift;       /* position of query i = i + shift */
+    int64_t shift; /* position of query i = i + shift */
     float scale;
 } kna__problem;
 
