@@ -46,6 +46,7 @@ typedef struct cli_command {
 
 int kna_cmd_attend(int argc, char **argv);
 int kna_cmd_grad(int argc, char **argv);
+int kna_cmd_fairness(int argc, char **argv);
 int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `heads`, `paper` and `model` to others */
 int kna_cmd_bench_heads(int argc, char **argv);
 int kna_cmd_bench_paper(int argc, char **argv);

@@ -65,6 +65,9 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (o->certificate < 0 || o->certificate >= KNA_CERTIFICATE_COUNT) {
         return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of none, asymptotic, finite", o->certificate);
     }
+    if (o->certificate && o->method != KNA_UNIFORM) {
+        return KNA_FAIL(context, KNA_EINVAL, "certificate: %s has none", kna_method_name(o->method));
+    }
     if (o->draws && (o->method < KNA_GUMBEL || o->method > KNA_MOM)) {
         return KNA_FAIL(context, KNA_EINVAL, "draws: %s draws no keys", kna_method_name(o->method));
     }

@@ -156,7 +156,7 @@ typedef struct uniform_row {
     kna__sampler *s;
     kna__moments pilot, sample;
     int64_t drawn;
-    double head;     /* softmax sum known exactly: of the head, and with a finite certificate of the pilot */
+    double head;     /* softmax sum known exactly: of the head and a sink, and with a finite certificate of the pilot */
     double *known;   /* (dv) its weighted values */
     double known_vv; /* its weighted |v|^2 */
     double *out;     /* (dv) */
@@ -284,10 +284,10 @@ static int64_t pilot_size(const kna__sampler *s)
 static void attend_by_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s, kna__state state)
 {
     const kna__problem *p = row->job->problem;
-    double *at = row->room.doubles;
+    double *at = row->room.doubles, sink = kna__sink_weight(p, row->head, state.max); /* a key of the head whose value is zero */
     float value[KNA_MAX_DIM];
     uniform_row u = {
-        .row = row, .s = s, .head = s->head_sum, .known = at, .out = at + p->dv, .centre = at + 2 * p->dv, .value = value
+        .row = row, .s = s, .head = s->head_sum + sink, .known = at, .out = at + p->dv, .centre = at + 2 * p->dv, .value = value
     };
     clear_moments(&u.pilot, at + 3 * p->dv, p->dv);
     clear_moments(&u.sample, at + 5 * p->dv, p->dv);
@@ -299,10 +299,10 @@ static void attend_by_tail(nearest_row *row, kna__row_stats *stats, kna__sampler
         know_pilot(&u);
     }
     sample_enough(&u, p->options.eps > 0 ? pilot : p->options.samples);
-    stats->tail_mass = (float)fmax(0, 1 - s->head_sum / u.sum);
+    stats->tail_mass = (float)fmax(0, 1 - (s->head_sum + sink) / u.sum);
     stats->radius = (float)u.radius;
     stats->exact = s->looked_at == s->rest;
-    state.sum = u.sum;
+    state.sum = u.sum - sink; /* it comes back when the row is written */
     for (int64_t c = 0; c < p->dv; c++) {
         row->room.values[c] = (float)(u.out[c] * u.sum);
     }

@@ -17,8 +17,8 @@ sed 's/\\-/-/g; s/\\f[A-Z]//g' "$root/doc/kna.1" >"$work/man"
 common=$(section "$root/doc/cli.md" '^## What holds for all')
 models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$d')
 : >"$work/all"
-commands=(attend grad 'bench decode' 'bench prefill' 'bench attend' 'bench heads' 'bench paper')
-headings=('^## kna attend' '^## kna grad' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode' '^## kna bench heads' '^## kna bench paper')
+commands=(attend grad fairness 'bench decode' 'bench prefill' 'bench attend' 'bench heads' 'bench paper')
+headings=('^## kna attend' '^## kna grad' '^## kna fairness' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode' '^## kna bench heads' '^## kna bench paper')
 if "$KNA" --version | grep -q '^llama.cpp: yes'; then
     commands+=(generate ppl demo 'bench model' eval dump)
     headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model' '^### kna eval' '^### kna dump')
@@ -32,7 +32,7 @@ for i in "${!commands[@]}"; do
     [ -n "$text" ] || complain "$command: no section in doc/cli.md"
     for option in $(grep -v '^help$' "$work/options"); do
         echo "$option" >>"$work/all"
-        grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$text" || { [ "$i" -ge 7 ] && grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$models"; } ||
+        grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$text" || { [ "$i" -ge 8 ] && grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$models"; } ||
             complain "$command: --$option is not in its section of doc/cli.md"
         grep -qE -- "--$option([^a-z0-9-]|$)" "$work/man" || complain "$command: --$option is not in doc/kna.1"
     done
@@ -41,7 +41,7 @@ for i in "${!commands[@]}"; do
         grep -qx -- "$option" "$work/options" || complain "$command: doc/cli.md documents --$option, which is not there"
     done
 done
-if [ "${#commands[@]}" -eq 13 ]; then
+if [ "${#commands[@]}" -eq 14 ]; then
     for option in $(grep -oE -- '--[a-z0-9-]+' "$work/man" | sed 's/^--//' | sort -u); do
         grep -qx -- "$option" "$work/all" || case $option in help | version) ;; *) complain "doc/kna.1 documents --$option, which is not there" ;; esac
     done
