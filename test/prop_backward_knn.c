@@ -136,9 +136,9 @@ static void begin_long(random_case *c, shape s, int64_t k)
 /* Everything is looked into: exact gradients. */
 static void all_clusters(void)
 {
-    shape s = { 4, 2, 1300, 1300, 12, 8 };
+    shape s = { 4, 2, 800, 800, 12, 8 };
     random_case c = { .guarded = false };
-    begin_long(&c, s, 1200);
+    begin_long(&c, s, 720);
     c.options.near_sinks = c.options.near_window = -1;
     back_case b = begin(&c);
     EXPECT_INT(case_attend(&c, context_best(), NULL), KNA_OK);
@@ -169,8 +169,8 @@ static double away(const float *x, const double *y, int64_t n)
  */
 static void several_blocks(void)
 {
-    for (int64_t h_kv = 1; h_kv <= 3; h_kv++) {
-        shape s = { 2 * h_kv, h_kv, 2500, 2500, 16, 8 };
+    for (int64_t h_kv = 1; h_kv <= rounds(3) + 1 && h_kv <= 3; h_kv++) {
+        shape s = { 2 * h_kv, h_kv, RANDOM_SHARE > 1 ? 1600 : 2500, RANDOM_SHARE > 1 ? 1600 : 2500, 16, 8 };
         random_case c = { .guarded = false };
         begin_long(&c, s, 64);
         knn_grouped(&c, 60, 0.2);

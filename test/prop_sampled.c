@@ -67,7 +67,7 @@ static void expect_softmax(const int32_t *draws, int64_t count, const double *lo
 
 static void drawn_by_softmax(void)
 {
-    enum { N = 300, DRAWS = 20000 };
+    enum { N = 300, DRAWS = 20000 / RANDOM_SHARE };
     static int32_t draws[3 * DRAWS];
     for (int m = 1; m < METHODS; m++) {
         for (int k = 1; k <= 301; k += k == 1 ? 29 : 271) { /* one key in the head, 30, all */
@@ -163,7 +163,7 @@ static double distance(const float *x, const double *y, int64_t n)
  */
 static void unbiased(void)
 {
-    enum { N = 400, SEEDS = 4000, DV = 4 };
+    enum { N = 400, SEEDS = 4000 / RANDOM_SHARE, DV = 4 };
     for (int m = 0; m < 3; m++) {
         random_case c = { .guarded = false };
         begin_fixed(&c, (shape){ 1, 1, 1, N, 8, DV }, 1.5);
@@ -231,9 +231,9 @@ static double predicted(const random_case *c, const truth *t)
 
 static void errors_as_predicted(void)
 {
-    enum { N = 1500, SEEDS = 1500 };
+    enum { N = 1500, SEEDS = 1500 / RANDOM_SHARE };
     for (int m = 0; m < 3; m++) {
-        double last = 0;
+        double last = 0; /* fewer seeds where every access is watched, and twice the tolerance */
         for (int64_t s = 128; s <= 512; s *= 2) {
             random_case c = { .guarded = false };
             begin_fixed(&c, (shape){ 1, 1, 1, N, 8, 4 }, 1);
@@ -248,8 +248,8 @@ static void errors_as_predicted(void)
                 double off = distance(c.out.data, t.out, 4);
                 square += off * off / SEEDS;
             }
-            EXPECT_NEAR(square / want, 1, 0.1);
-            if (s == 512 && m) EXPECT_NEAR(log(square / last) / log(2), -1, 0.2); /* of the square */
+            EXPECT_NEAR(square / want, 1, RANDOM_SHARE > 1 ? 0.2 : 0.1);
+            if (s == 512 && m) EXPECT_NEAR(log(square / last) / log(2), -1, RANDOM_SHARE > 1 ? 0.4 : 0.2); /* of the square */
             last = square;
             case_end(&c);
         }
@@ -304,6 +304,7 @@ static double missed(random_case *c, int64_t seeds, double *radius_sum, double *
 static void certificates_hold(void)
 {
     static const double spreads[] = { 0.5, 1.5, 3 };
+    const float sink = 4;
     for (int kind = KNA_CERTIFICATE_ASYMPTOTIC; kind <= KNA_CERTIFICATE_FINITE; kind++) {
         for (size_t i = 0; i < 3; i++) {
             random_case c = { .guarded = false };
@@ -314,7 +315,7 @@ static void certificates_hold(void)
             c.options.samples = 128;
             c.options.delta = 0.1f;
             c.options.certificate = kind;
-            if (i == 1) c.options.sinks = &(float){ 4 };
+            if (i == 1) c.options.sinks = &sink;
             double over = missed(&c, rounds(500), &radius, &error);
             EXPECT_THAT(over <= (kind == KNA_CERTIFICATE_FINITE ? 0.1 : 0.13), "kind %d, spread %g: %g over", kind, spreads[i],
                         over);
