@@ -1,8 +1,9 @@
 /*
  * cmd_fairness.c - `kna fairness`: what an approximate attention does to groups of keys, beside full attention.
  *
- * Attention is linear in the values, so the softmax mass of a group is what comes out where its keys have one and others zero. Such columns are
- * put beside the values, too small to matter where clusters are formed of them: every method then says itself what it gives to each group.
+ * Attention is linear in the values, so the softmax mass of a group is what comes out where its keys have one and others zero. Such
+ * columns are put beside the values, too small to matter where clusters are formed of them: every method then says itself what it
+ * gives to each group.
  *
  *   A_g, B_g     mean mass of group g under full attention, and under the method
  *   ratio        B_g / A_g, where A_g is at least 1e-4
@@ -277,7 +278,9 @@ static void print_table(const result *results, int count, const measures *full, 
     printf("\n  %-10s %10s %12s %12s %12s\n", "method", "impact", "parity gap", "variation", "error ratio");
     for (int x = 0; x < count; x++) {
         const measures *m = &results[x].m;
-        printf("  %-10s %10.3f %12.4f %12.4f %12.2f\n", kna_method_name(results[x].method), m->impact, m->gap, m->variation, m->error_ratio);
+        printf("  %-10s %10.3f %12.4f %12.4f", kna_method_name(results[x].method), m->impact, m->gap, m->variation);
+        if (isnan(m->error_ratio)) printf(" %12s\n", "-"); /* some group is read exactly */
+        else printf(" %12.2f\n", m->error_ratio);
     }
 }
 

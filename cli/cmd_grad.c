@@ -1,8 +1,8 @@
 /*
  * cmd_grad.c - `kna grad`: gradients of attention on .npy files, one call of kna_attend() and one of kna_attend_backward().
  *
- * Stages: options, read, check shapes, attend, differentiate, write. Invariant: nothing is written before both calls have succeeded, and
- * then all files of the folder appear or none.
+ * Stages: options, read, check shapes, attend, differentiate, write. Invariant: nothing is written before both calls have
+ * succeeded, and then all files of the folder appear or none.
  */
 #include "operands.h"
 

@@ -1,5 +1,6 @@
 /*
- * operands.h - queries, keys and values on .npy files, and what attention means on them: shared by the commands that call the operator.
+ * operands.h - queries, keys and values on .npy files, and what attention means on them: shared by the commands that call the
+ * operator.
  *
  * A message names the file, where the library names the operand.
  */

@@ -1,6 +1,6 @@
 /*
- * paper.h - `kna bench paper`: what "kNN Attention Demystified" (Haris 2024, arXiv 2411.04013) measures, measured again: how near, with which
- * gradients, and whether one can learn with them. Each experiment is a table, written as CSV and drawn as SVG.
+ * paper.h - `kna bench paper`: what "kNN Attention Demystified" (Haris 2024, arXiv 2411.04013) measures, measured again: how near,
+ * with which gradients, and whether one can learn with them. Each experiment is a table, written as CSV and drawn as SVG.
  */
 #ifndef KNA_CLI_PAPER_H
 #define KNA_CLI_PAPER_H

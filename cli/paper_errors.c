@@ -1,9 +1,9 @@
 /*
- * paper_errors.c - how near to exact attention: operands uniform in [-B, B], k from a constant to the root of n, each beside two that know
- * nothing (zero, and the mean of the values) and the nearest keys of equal cost.
+ * paper_errors.c - how near to exact attention: operands uniform in [-B, B], k from a constant to the root of n, each beside two
+ * that know nothing (zero, and the mean of the values) and the nearest keys of equal cost.
  *
- * Rows of large B have logits of a deviation of B^2 / 3: softmax is the largest of them, and any k will do. That is why both small and
- * large B are here.
+ * Rows of large B have logits of a deviation of B^2 / 3: softmax is the largest of them, and any k will do. That is why both small
+ * and large B are here.
  */
 #include "paper.h"
 

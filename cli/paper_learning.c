@@ -1,7 +1,8 @@
 /*
  * paper_learning.c - gradients: how near the estimates are for what they look at, and gradient descent with them.
  *
- * Operands of the descent as in the paper: n = 100, d = 3, all N(0, 2^2), a label and a fixed direction; queries, keys and values are learned.
+ * Operands of the descent as in the paper: n = 100, d = 3, all N(0, 2^2), a label and a fixed direction; queries, keys and values
+ * are learned.
  */
 #include "paper.h"
 

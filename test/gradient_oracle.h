@@ -1,6 +1,6 @@
 /*
- * gradient_oracle.h - gradients of attention in double precision, by the definition: every pair by itself. test/prop_backward.c holds
- * it to central differences of the oracle's attention, and the library to it.
+ * gradient_oracle.h - gradients of attention in double precision, by the definition: every pair by itself. test/prop_backward.c
+ * holds it to central differences of the oracle's attention, and the library to it.
  */
 #ifndef GRADIENT_ORACLE_H
 #define GRADIENT_ORACLE_H

@@ -3,13 +3,13 @@
  * with one way to do each thing.
  *
  * Rows that share a choice (one query of a KV head while decoding, all queries of a tile in prefill) use a unit's clusters where
- * every one of them sees all of its rows with nothing added to their logits, and where no row of it is a first key or a recent
- * one. All else they see is read in full, and so are the clusters with the largest scores that a tile shares. Of those that heads
- * of a group, or a row by itself, look into, each member's logit is that of its code; where its share of softmax is large enough its value is
- * read, or its key too, and the other members count by their cluster's mean value. Every other cluster counts by its
- * mean value, with mass count * exp(mean logit) * (1 + |q|^2 spread / 2). Where there are many, groups of clusters are weighed
- * first, and only those with the largest scores are taken for their clusters. In a tile whose queries have an order, its first
- * query and up to 16 before it make the choice.
+ * every one of them sees all of its rows with nothing added to their logits, and where no row of it is a first key or a recent one.
+ * All else they see is read in full, and so are the clusters with the largest scores that a tile shares. Of those that heads of a
+ * group, or a row by itself, look into, each member's logit is that of its code; where its share of softmax is large enough its
+ * value is read, or its key too, and the other members count by their cluster's mean value. Every other cluster counts by its mean
+ * value, with mass count * exp(mean logit) * (1 + |q|^2 spread / 2). Where there are many, groups of clusters are weighed first,
+ * and only those with the largest scores are taken for their clusters. In a tile whose queries have an order, its first query and
+ * up to 16 before it make the choice.
  */
 #ifndef KNN_ORACLE_H
 #define KNN_ORACLE_H

@@ -589,8 +589,8 @@ static void levels_of_call(drawing *d, random_case *c, uint64_t call)
 }
 
 /*
- * Every row drawn moves its KV head's level as it should, from call to call on one index, and the report says what was drawn: so no more than
- * delta T + the level's rise of T rows drawn are off.
+ * Every row drawn moves its KV head's level as it should, from call to call on one index, and the report says what was drawn: so no
+ * more than delta T + the level's rise of T rows drawn are off.
  */
 static void levels(void)
 {

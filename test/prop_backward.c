@@ -293,8 +293,8 @@ static void values_add_up(void)
 /* ---- by keys drawn */
 
 /*
- * Over many seeds, with the same case every time, the means are the exact gradients; and a sum of squared errors halves when draws double.
- * A bias of a tenth of one estimate's deviation would show.
+ * Over many seeds, with the same case every time, the means are the exact gradients; and a sum of squared errors halves when draws
+ * double. A bias of a tenth of one estimate's deviation would show.
  */
 static void chain_is_unbiased(void)
 {

@@ -1,6 +1,6 @@
 /*
- * prop_backward_knn.c - gradients of kNN attention: of one tile against the double-precision oracle, sets held fixed; of many tiles and
- * blocks by what must hold of any.
+ * prop_backward_knn.c - gradients of kNN attention: of one tile against the double-precision oracle, sets held fixed; of many tiles
+ * and blocks by what must hold of any.
  */
 #include "knn_oracle.h"
 
@@ -164,8 +164,8 @@ static double away(const float *x, const double *y, int64_t n)
 }
 
 /*
- * Keys in groups, several blocks of queries, so that clusters are formed and formed anew on the way: weights add up to 1 (so do gradients
- * of values), and gradients are near those of exact attention.
+ * Keys in groups, several blocks of queries, so that clusters are formed and formed anew on the way: weights add up to 1 (so do
+ * gradients of values), and gradients are near those of exact attention.
  */
 static void several_blocks(void)
 {

@@ -1,8 +1,8 @@
 /*
  * prop_sampled.c - attention by sampling: draws are by softmax, estimates unbiased, certificates hold as often as they say.
  *
- * Statistical tests have fixed seeds, so they always give the same answer. Power: a chi-square at p = 1e-4 over 20,000 draws finds a
- * total variation of about 2 %; four standard errors of 4,000 seeds find a bias of 6 % of one estimate's deviation.
+ * Statistical tests have fixed seeds, so they always give the same answer. Power: a chi-square at p = 1e-4 over 20,000 draws finds
+ * a total variation of about 2 %; four standard errors of 4,000 seeds find a bias of 6 % of one estimate's deviation.
  */
 #include "random_case.h"
 
@@ -158,8 +158,8 @@ static double distance(const float *x, const double *y, int64_t n)
 }
 
 /*
- * Over many seeds: the mean of the sum is the sum (uniform, gumbel, rejection), and of gumbel's and rejection's outputs the output; those
- * of uniform are a ratio, with a bias of about 1 / s of its variance.
+ * Over many seeds: the mean of the sum is the sum (uniform, gumbel, rejection), and of gumbel's and rejection's outputs the output;
+ * those of uniform are a ratio, with a bias of about 1 / s of its variance.
  */
 static void unbiased(void)
 {
@@ -194,8 +194,8 @@ static void unbiased(void)
 }
 
 /*
- * Mean squared errors: of draws tr Cov(v) / t; of a uniform sample (1 - s/N) N^2 S^2 / (s Z^2), S^2 the variance of w (v - out) over the
- * tail; within a tenth, and so with slope -1/2 in s.
+ * Mean squared errors: of draws tr Cov(v) / t; of a uniform sample (1 - s/N) N^2 S^2 / (s Z^2), S^2 the variance of w (v - out)
+ * over the tail; within a tenth, and so with slope -1/2 in s.
  */
 static double predicted(const random_case *c, const truth *t)
 {

@@ -4,8 +4,8 @@
  *
  * With S the logits, P = exp(S - lse) and Delta_i = <dout_i, out_i> (Dao 2023, FlashAttention-2):
  *   dV_j = sum_i P_ij dout_i     dS_ij = P_ij (<dout_i, v_j> - Delta_i)     dQ_i = scale sum_j dS_ij k_j     dK_j = scale sum_i dS_ij q_i
- * and a soft cap multiplies dS by its slope 1 - (capped logit / cap)^2. A sink has the value 0, so the formulas hold with it as they
- * are, and its own gradient is -sum_i exp(sink - lse_i) Delta_i.
+ * and a soft cap multiplies dS by its slope 1 - (capped logit / cap)^2. A sink has the value 0, so the formulas hold with it as
+ * they are, and its own gradient is -sum_i exp(sink - lse_i) Delta_i.
  */
 #ifndef KNA_BACKWARD_H
 #define KNA_BACKWARD_H
@@ -28,8 +28,8 @@ static inline float *kna__gradient_at(const kna_out_rows *rows, int64_t head, in
 }
 
 /*
- * Rows row .. row + count - 1 of a KV head (numbered as in problem.h), as the formulas need them: q (count, d) times the scale, dout
- * (count, dv), delta and lse (count).
+ * Rows row .. row + count - 1 of a KV head (numbered as in problem.h), as the formulas need them: q (count, d) times the scale,
+ * dout (count, dv), delta and lse (count).
  */
 typedef struct kna__backward_rows {
     float *q, *dout, *delta, *lse;

@@ -1,12 +1,12 @@
 /*
- * backward_chain.c - gradients from keys drawn by the softmax: one step of a random walk from each query to a key, as many times as option
- * samples says. (Haris 2024 has such a chain for dV, with queries drawn too; here every query takes as many steps, which is never worse, and
- * the same draws give dQ and dK.)
+ * backward_chain.c - gradients from keys drawn by the softmax: one step of a random walk from each query to a key, as many times as
+ * option samples says. (Haris 2024 has such a chain for dV, with queries drawn too; here every query takes as many steps, which is
+ * never worse, and the same draws give dQ and dK.)
  *
  * With s draws l of row i, x_l = <dout_i, v_l> and x their mean:
  *   dv_l += dout_i / s     dk_l += scale q_i (x_l - x) / (s - 1)     dq_i = scale sum_l k_l (x_l - x) / (s - 1)
- * dq is the covariance of k and <dout, v> under the softmax as a sample has it: nothing has to be known of Delta_i, a biased estimate of
- * which would show in it at first order. All three are unbiased; their errors shrink with the root of s.
+ * dq is the covariance of k and <dout, v> under the softmax as a sample has it: nothing has to be known of Delta_i, a biased
+ * estimate of which would show in it at first order. All three are unbiased; their errors shrink with the root of s.
  */
 #include "backward.h"
 

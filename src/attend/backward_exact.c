@@ -1,12 +1,12 @@
 /*
- * backward_exact.c - exact gradients: bound by arithmetic, so tiles of rows meet tiles of keys in matrix products (backward.h has the
- * formulas). Logits are computed anew, as in FlashAttention: reading back n^2 of them would take longer.
+ * backward_exact.c - exact gradients: bound by arithmetic, so tiles of rows meet tiles of keys in matrix products (backward.h has
+ * the formulas). Logits are computed anew, as in FlashAttention: reading back n^2 of them would take longer.
  *
- * A block of query rows is worked on at a time, by all KV heads. A task is one chunk of a KV head's keys: it alone adds to their dK and
- * dV, in place, and has a part of the block's dQ to itself, which are added up afterwards.
+ * A block of query rows is worked on at a time, by all KV heads. A task is one chunk of a KV head's keys: it alone adds to their dK
+ * and dV, in place, and has a part of the block's dQ to itself, which are added up afterwards.
  *
- * Invariant: chunks and tiles are cut by counts of rows and keys, and sums go over rows, keys and chunks in order, so the result does not
- * depend on the threads.
+ * Invariant: chunks and tiles are cut by counts of rows and keys, and sums go over rows, keys and chunks in order, so the result
+ * does not depend on the threads.
  */
 #include "backward_tile.h"
 

@@ -1,6 +1,6 @@
 /*
- * backward_tile.h - a tile of rows and a tile of keys: what their pairs add to the gradients (backward.h has the formulas), by matrix
- * products.
+ * backward_tile.h - a tile of rows and a tile of keys: what their pairs add to the gradients (backward.h has the formulas), by
+ * matrix products.
  */
 #ifndef KNA_BACKWARD_TILE_H
 #define KNA_BACKWARD_TILE_H

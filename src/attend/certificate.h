@@ -1,8 +1,8 @@
 /*
  * certificate.h - how far an estimate from s of N terms, drawn uniformly without replacement, may be from the sum it stands for.
  *
- * The terms are weights w_j and weighted values w_j v_j of the keys outside the head, relative to exp(shift). All that is known of them is
- * in their moments, which one pass over the sample gives.
+ * The terms are weights w_j and weighted values w_j v_j of the keys outside the head, relative to exp(shift). All that is known of
+ * them is in their moments, which one pass over the sample gives.
  */
 #ifndef KNA_CERTIFICATE_H
 #define KNA_CERTIFICATE_H
@@ -31,16 +31,16 @@ typedef struct kna__estimate {
 } kna__estimate;
 
 /*
- * The asymptotic radius: the ratio linearised around the estimate has residuals w_j (v_j - out); standard error with the correction for
- * a finite population, times the normal quantile of 1 - delta / 2, which covers any shape of their covariance (theory: a Gaussian vector
- * of a given trace is worst in one dimension). Honest only where the sample has met what there is to meet.
+ * The asymptotic radius: the ratio linearised around the estimate has residuals w_j (v_j - out); standard error with the correction
+ * for a finite population, times the normal quantile of 1 - delta / 2, which covers any shape of their covariance (theory: a
+ * Gaussian vector of a given trace is worst in one dimension). Honest only where the sample has met what there is to meet.
  */
 double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, double delta);
 
 /*
- * The finite-sample radius, for any law of the terms: no weight is above `most`, no |v| above v_most; `centre` (dv) was fixed before the
- * sample was drawn. head: the softmax sum known exactly. Chernoff's bound for the denominator, Pinelis' (1994) for the numerator's
- * vector, with a variance that is itself bounded from the sample. A third of delta each.
+ * The finite-sample radius, for any law of the terms: no weight is above `most`, no |v| above v_most; `centre` (dv) was fixed
+ * before the sample was drawn. head: the softmax sum known exactly. Chernoff's bound for the denominator, Pinelis' (1994) for the
+ * numerator's vector, with a variance that is itself bounded from the sample. A third of delta each.
  */
 double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, double head, double most, double v_most,
                           const double *centre);

@@ -1,7 +1,7 @@
 /*
  * knn.h - attention that reads few keys, by clusters: what knn.c (the call), knn_level.c (k for a request), knn_plan.c (which rows
- * how), knn_mass.c (what clusters weigh), knn_choose.c (which are looked into), knn_codes.c (what their members weigh, about), knn_heavy.c
- * (which are worth reading), knn_members.c (reading them), knn_decode.c (few queries) and knn_prefill.c (many) share.
+ * how), knn_mass.c (what clusters weigh), knn_choose.c (which are looked into), knn_codes.c (what their members weigh, about),
+ * knn_heavy.c (which are worth reading), knn_members.c (reading them), knn_decode.c (few queries) and knn_prefill.c (many) share.
  *
  * A cluster whose keys are not read stands in the softmax as one pseudo-key: logit and value are its means, its mass
  * count * exp(mean logit) * (1 + |q|^2 spread / 2), the second-order estimate of the sum of exp over its members.
@@ -149,8 +149,8 @@ typedef struct knn_codes {
 void kna__knn_codes_cut(knn_codes *codes, const knn_call *call, int64_t rows, kna__cutter *cutter);
 void kna__knn_codes_begin(knn_codes *codes, const knn_call *call, const float *q); /* (rows, d) scaled */
 /*
- * Places are numbered through the index's `code` and `member` arrays; these are whole quads. What codes say beside the mean is added to
- * logits (rows, places) at ldl, which hold those of the mean keys; step: of each place. Nothing is done of a softcap.
+ * Places are numbered through the index's `code` and `member` arrays; these are whole quads. What codes say beside the mean is
+ * added to logits (rows, places) at ldl, which hold those of the mean keys; step: of each place. Nothing is done of a softcap.
  */
 void kna__knn_codes_add(const knn_codes *codes, const knn_call *call, int64_t place, int64_t places, const float *step,
                         float *logits, int64_t ldl);
@@ -159,8 +159,8 @@ void kna__knn_codes_expect(const knn_call *call, int64_t place, int64_t places);
 /* How far a logit of the cluster at `at` may be from what the cache says; more, and the cache has changed. */
 float kna__knn_codes_bound(const knn_call *call, int64_t at, float q_norm);
 /*
- * A place whose key is read whatever its code says, at or after this one; other ones for every n, one in KNN_SPOTS: or nobody would see that
- * the cache has changed.
+ * A place whose key is read whatever its code says, at or after this one; other ones for every n, one in KNN_SPOTS: or nobody would
+ * see that the cache has changed.
  */
 enum { KNN_SPOTS = 256 };
 static inline int64_t kna__knn_spot(int64_t place, int64_t n)
@@ -237,8 +237,8 @@ void kna__knn_members_cut(knn_members *members, const knn_call *call, int64_t ro
 void kna__knn_members_read(const knn_call *call, const knn_readers *by, const knn_list *list, const int32_t *numbers, int64_t count,
                            knn_members *members);
 /*
- * Those logits having been made weights, relative to exp(states[r].max): the values that are worth it are added to out (rows, dv) and
- * their weights to states[r].sum; the other weights become the masses of their clusters.
+ * Those logits having been made weights, relative to exp(states[r].max): the values that are worth it are added to out (rows, dv)
+ * and their weights to states[r].sum; the other weights become the masses of their clusters.
  */
 void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_members *members, kna__state *states, float *out);
 

@@ -1,15 +1,15 @@
 /*
- * knn_backward.c - gradients of kNN attention: the exact adjoint of what kna_attend() computes, with the sets held fixed: who was chosen is
- * not differentiated, nor how far members stray from their means.
+ * knn_backward.c - gradients of kNN attention: the exact adjoint of what kna_attend() computes, with the sets held fixed: who was
+ * chosen is not differentiated, nor how far members stray from their means.
  *
- * The forward call is repeated, blocks of queries and index included, so that the same clusters are met; each tile of rows is then gone
- * through again. Keys read in full have the gradients of exact attention. A cluster left to its means is one pseudo-key: weight
- * P = count exp(z) (1 + |q|^2 spread / 2) / sum, z = <q, mean key>, so with dz = P (<dout, mean value> - Delta)
+ * The forward call is repeated, blocks of queries and index included, so that the same clusters are met; each tile of rows is then
+ * gone through again. Keys read in full have the gradients of exact attention. A cluster left to its means is one pseudo-key:
+ * weight P = count exp(z) (1 + |q|^2 spread / 2) / sum, z = <q, mean key>, so with dz = P (<dout, mean value> - Delta)
  *   d mean key += dz q     d mean value += P dout     dq += dz (mean key + q spread / (1 + |q|^2 spread / 2))
  * and a mean's gradient goes in equal parts to its members, when the cluster is formed anew or at the end.
  *
- * A task is a lane: every so many-th tile of a KV head, with gradients of keys and values of its own. The number of lanes depends on the
- * number of KV heads, so the result does not depend on the threads.
+ * A task is a lane: every so many-th tile of a KV head, with gradients of keys and values of its own. The number of lanes depends
+ * on the number of KV heads, so the result does not depend on the threads.
  */
 #include "backward_tile.h"
 #include "knn_prefill.h"

@@ -1,14 +1,14 @@
 /*
  * knn_budget.c - how many clusters are looked into for k keys.
  *
- * Clusters that hold k keys are a row's own in a tile, 4 k keys are shared by the tile, 2 k by the heads of a group. But where only codes
- * are read of most keys, more clusters cost little and are what is short: real heads spread their attention. Six times as many for a
- * group: 4,608 keys by their codes at k = 384, of which some 300 are read themselves. (Questions about needles in 7,900 tokens, mean log
- * probability of the right tokens: three times -0.91, four -0.78, six -0.62, all -0.63, exact -0.54.) Half as many again for a row of a
- * tile, which takes as long as reading k keys did.
+ * Clusters that hold k keys are a row's own in a tile, 4 k keys are shared by the tile, 2 k by the heads of a group. But where only
+ * codes are read of most keys, more clusters cost little and are what is short: real heads spread their attention. Six times as
+ * many for a group: 4,608 keys by their codes at k = 384, of which some 300 are read themselves. (Questions about needles in 7,900
+ * tokens, mean log probability of the right tokens: three times -0.91, four -0.78, six -0.62, all -0.63, exact -0.54.) Half as many
+ * again for a row of a tile, which takes as long as reading k keys did.
  *
- * Two groups are opened for each cluster that 2 k keys fill: one in 16 of their clusters. On real heads (32,768 keys, k = 256, decode) that
- * errs by 4.7 % where looking at all clusters errs by 4.2 %; one group for each cluster, 5.4 %.
+ * Two groups are opened for each cluster that 2 k keys fill: one in 16 of their clusters. On real heads (32,768 keys, k = 256,
+ * decode) that errs by 4.7 % where looking at all clusters errs by 4.2 %; one group for each cluster, 5.4 %.
  */
 #include "knn.h"
 
@@ -48,8 +48,8 @@ static int64_t budget(int64_t k, const knn_call *call, int64_t rows)
 }
 
 /*
- * Where reading everything stops being cheaper, measured at k = 384 (bench prefill of 512 queries, building not counted): a tile takes
- * 1.2 times as long as exact attention at 4,096 keys, as long at 5,120 and 6,144, 0.7 times as long at 8,192.
+ * Where reading everything stops being cheaper, measured at k = 384 (bench prefill of 512 queries, building not counted): a tile
+ * takes 1.2 times as long as exact attention at 4,096 keys, as long at 5,120 and 6,144, 0.7 times as long at 8,192.
  */
 int64_t kna__knn_least(const knn_call *call, int64_t rows)
 {

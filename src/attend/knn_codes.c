@@ -1,15 +1,15 @@
 /*
- * knn_codes.c - the logits of a cluster's members without going to the cache: the logit of its mean, and what the 4-bit codes of the
- * members say of the difference. Good to about a tenth: which keys matter is known then, and only those are read. 2 bytes of a key
- * in the cache are half a byte here, and the members of a cluster lie side by side.
+ * knn_codes.c - the logits of a cluster's members without going to the cache: the logit of its mean, and what the 4-bit codes of
+ * the members say of the difference. Good to about a tenth: which keys matter is known then, and only those are read. 2 bytes of a
+ * key in the cache are half a byte here, and the members of a cluster lie side by side.
  */
 #include "knn.h"
 
 #include <math.h>
 
 /*
- * A code is off by at most 0.53 steps, so a logit is by q times numbers of that size, at random: 12 times the deviation, step |q| / sqrt 12,
- * never comes to pass. What the query's own rounding adds is less than a thirtieth of that.
+ * A code is off by at most 0.53 steps, so a logit is by q times numbers of that size, at random: 12 times the deviation, step |q| /
+ * sqrt 12, never comes to pass. What the query's own rounding adds is less than a thirtieth of that.
  */
 #define MOST_STEPS 3.5f
 

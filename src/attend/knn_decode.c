@@ -2,10 +2,10 @@
  * knn_decode.c - kNN attention of few queries: bound by memory and by waiting for scattered rows, so each mean and each row is read
  * once per KV head for all of its query heads together, and the work is cut so that every thread has some however few the heads.
  *
- * A set is one query of one KV head: g rows that share the choice of clusters. Parallel steps: logits of the clusters, and the keys that
- * are read in any case; the choice, per set; the chosen clusters' members; the mean values of all clusters, for what is left of them.
- * Where the clusters are many the first step looks at groups of them, and two more steps choose which groups to open and look at what
- * is in those. Each step leaves softmax states that are joined in a fixed order.
+ * A set is one query of one KV head: g rows that share the choice of clusters. Parallel steps: logits of the clusters, and the keys
+ * that are read in any case; the choice, per set; the chosen clusters' members; the mean values of all clusters, for what is left
+ * of them. Where the clusters are many the first step looks at groups of them, and two more steps choose which groups to open and
+ * look at what is in those. Each step leaves softmax states that are joined in a fixed order.
  *
  * Invariant: what a task does depends on the set and on n only, never on the threads.
  */

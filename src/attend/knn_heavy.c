@@ -1,11 +1,12 @@
 /*
- * knn_heavy.c - which keys and values are worth reading. Most keys of the clusters looked into turn out to weigh next to nothing, and so
- * do most of the clusters left to their means. A value is read where its weight reaches a small share of the softmax in some of the
- * rows that read together; for all others the mean one level up stands, their weights unchanged. A key is read, for its logit to be exact,
- * at ten times that share: codes are off by a tenth.
+ * knn_heavy.c - which keys and values are worth reading. Most keys of the clusters looked into turn out to weigh next to nothing,
+ * and so do most of the clusters left to their means. A value is read where its weight reaches a small share of the softmax in some
+ * of the rows that read together; for all others the mean one level up stands, their weights unchanged. A key is read, for its
+ * logit to be exact, at ten times that share: codes are off by a tenth.
  *
- * On real heads (8,192 keys, decode, k = 384) these shares leave a mean error of 1.1 % where reading all of the clusters looked into
- * leaves 0.5 %; a quarter of them leaves 0.7 % and takes a quarter longer, and needles in 7,900 tokens are found as well as before.
+ * On real heads (8,192 keys, decode, k = 384) these shares leave a mean error of 1.1 % where reading all of the clusters looked
+ * into leaves 0.5 %; a quarter of them leaves 0.7 % and takes a quarter longer, and needles in 7,900 tokens are found as well as
+ * before.
  */
 #include "knn.h"
 
@@ -18,8 +19,8 @@
 #define MOST_FACTOR 69.0 /* exp() of it is still a float: so little is worth it */
 
 /*
- * An estimated error is estimated without what is left out here, so then all is read. Where rows are to be nearer to exact attention than
- * these shares leave them, which is some 0.5 % in the mean, the shares shrink with the error asked for.
+ * An estimated error is estimated without what is left out here, so then all is read. Where rows are to be nearer to exact
+ * attention than these shares leave them, which is some 0.5 % in the mean, the shares shrink with the error asked for.
  */
 static double least(const knn_call *call, double share)
 {

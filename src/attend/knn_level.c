@@ -1,18 +1,19 @@
 /*
  * knn_level.c - how large k must be, for each KV head, that rows are rarely farther than eps from exact attention.
  *
- * No bound known beforehand is of use on real heads, but a few rows drawn at random and computed exactly tell how often the error is too
- * large, and k follows that as in adaptive conformal inference (Gibbs & Candes 2021): a row that is off raises the level, log2 k, by
- * 1 - delta, one that is not lowers it by delta. So of T rows drawn of a KV head at most
+ * No bound known beforehand is of use on real heads, but a few rows drawn at random and computed exactly tell how often the error
+ * is too large, and k follows that as in adaptive conformal inference (Gibbs & Candes 2021): a row that is off raises the level,
+ * log2 k, by 1 - delta, one that is not lowers it by delta. So of T rows drawn of a KV head at most
  *
  *     delta T + level now - level at the start
  *
  * are off, whatever the rows: that is what the level has moved by (at its lower end it moves less). It cannot run away, for above
  * log2 n every key is read and no row is off. Rows not drawn are off as often, up to chance.
  *
- * A block is computed with the levels that earlier ones have left, so k never comes from later queries; blocks are short where levels
- * are in use. Computing a block again with a larger k when too many of its rows are off was tried: its rows then hang on each other,
- * and drawn rows that decide whether a result stays say too little of its errors (0.4 to 0.7 of what is off in a flat layer).
+ * A block is computed with the levels that earlier ones have left, so k never comes from later queries; blocks are short where
+ * levels are in use. Computing a block again with a larger k when too many of its rows are off was tried: its rows then hang on
+ * each other, and drawn rows that decide whether a result stays say too little of its errors (0.4 to 0.7 of what is off in a flat
+ * layer).
  */
 #include "knn.h"
 

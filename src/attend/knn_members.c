@@ -1,7 +1,8 @@
 /*
- * knn_members.c - the keys of the clusters looked into, by a few rows together. What every key weighs is known from its code to a tenth
- * or so; the values of those that weigh anything are read from the cache, and of those that weigh something their keys too. What is left,
- * most of the keys but little of the softmax, goes back to its cluster: a mean value stands for it, with the weights it has by its codes.
+ * knn_members.c - the keys of the clusters looked into, by a few rows together. What every key weighs is known from its code to a
+ * tenth or so; the values of those that weigh anything are read from the cache, and of those that weigh something their keys too.
+ * What is left, most of the keys but little of the softmax, goes back to its cluster: a mean value stands for it, with the weights
+ * it has by its codes.
  */
 #include "knn.h"
 
@@ -161,8 +162,8 @@ static void weigh_places(const knn_call *call, const knn_readers *by, const knn_
 }
 
 /*
- * Beside what weighs enough: members of clusters of which a row has been written since, as their codes are no good and no mean may stand
- * for them; and a few to see whether the codes still hold.
+ * Beside what weighs enough: members of clusters of which a row has been written since, as their codes are no good and no mean may
+ * stand for them; and a few to see whether the codes still hold.
  */
 static void add_others(const knn_call *call, const knn_readers *by, const knn_members *members)
 {

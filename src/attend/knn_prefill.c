@@ -1,10 +1,11 @@
 /*
  * knn_prefill.c - kNN attention of many queries: bound by arithmetic. A tile of neighbouring queries, with all query heads of a KV
- * head, shares a choice of clusters; then everything is matrix products: rows with mean keys, masses with mean values, rows with the
- * keys of the chosen clusters, gathered once per tile, and with the plan's ranges. Where clusters are many, groups of them come first.
+ * head, shares a choice of clusters; then everything is matrix products: rows with mean keys, masses with mean values, rows with
+ * the keys of the chosen clusters, gathered once per tile, and with the plan's ranges. Where clusters are many, groups of them come
+ * first.
  *
- * Causality holds for the choice too: where an order of queries is given (causal, window or mask), the tile's clusters are chosen by
- * its first query and the few before it, the probes, whose rows are computed beside the tile's own; what else a row needs it
+ * Causality holds for the choice too: where an order of queries is given (causal, window or mask), the tile's clusters are chosen
+ * by its first query and the few before it, the probes, whose rows are computed beside the tile's own; what else a row needs it
  * chooses for itself. So no row depends on a later query. Without an order all rows of the tile choose.
  *
  * On real heads 64 tokens of 3 heads that share 1,024 of 7,600 keys err by 4.3 %, single rows with 256 keys each by 4.6 %.

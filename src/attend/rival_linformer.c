@@ -1,6 +1,7 @@
 /*
- * rival_linformer.c - keys and values projected along the sequence to `rank` rows (Wang et al. 2020). The projections are learned; without
- * ones means of runs of rows stand for them, each with the weight of the rows it is the mean of. (Random ones are no approximation.)
+ * rival_linformer.c - keys and values projected along the sequence to `rank` rows (Wang et al. 2020). The projections are learned;
+ * without ones means of runs of rows stand for them, each with the weight of the rows it is the mean of. (Random ones are no
+ * approximation.)
  */
 #include "rivals.h"
 

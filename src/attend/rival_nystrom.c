@@ -1,7 +1,7 @@
 /*
- * rival_nystrom.c - attention as a product of three small ones by way of `rank` landmarks, the means of runs of queries and of keys (Xiong et
- * al. 2021): softmax(Q K~') Z softmax(Q~ K') V, Z the pseudo-inverse of softmax(Q~ K~') by their iteration, six steps. Their convolution of
- * the values is left out: it is learned. No log-sum-exp comes out of it: lse is NaN.
+ * rival_nystrom.c - attention as a product of three small ones by way of `rank` landmarks, the means of runs of queries and of keys
+ * (Xiong et al. 2021): softmax(Q K~') Z softmax(Q~ K') V, Z the pseudo-inverse of softmax(Q~ K~') by their iteration, six steps.
+ * Their convolution of the values is left out: it is learned. No log-sum-exp comes out of it: lse is NaN.
  */
 #include "rivals.h"
 

@@ -1,10 +1,10 @@
 /*
- * rival_performer.c - softmax as a product of positive random features (FAVOR+, Choromanski et al. 2021): phi(x) = exp(W x - |x|^2 / 2) / sqrt M,
- * the M = `rank` rows of W Gaussian and orthogonal by blocks of d, so that <phi(q), phi(k)> is exp <q, k> in the mean. Keys are then summed
- * once: causal attention is a running sum. Time n M d; the variance grows with exp |q + k|^2.
+ * rival_performer.c - softmax as a product of positive random features (FAVOR+, Choromanski et al. 2021): phi(x) = exp(W x - |x|^2
+ * / 2) / sqrt M, the M = `rank` rows of W Gaussian and orthogonal by blocks of d, so that <phi(q), phi(k)> is exp <q, k> in the
+ * mean. Keys are then summed once: causal attention is a running sum. Time n M d; the variance grows with exp |q + k|^2.
  *
- * Largest exponents are taken out of features: of each query its own, of keys the largest so far, so that no row depends on a later key. The
- * paper's 1e-6 beside every feature is left out.
+ * Largest exponents are taken out of features: of each query its own, of keys the largest so far, so that no row depends on a later
+ * key. The paper's 1e-6 beside every feature is left out.
  */
 #include "rivals.h"
 

@@ -1,6 +1,6 @@
 /*
- * rivals.h - the other ways to make attention cheaper, as operators of the same signature, to compare with: each as its paper has it, where
- * that can be done without training; and what they cannot take of a problem's options.
+ * rivals.h - the other ways to make attention cheaper, as operators of the same signature, to compare with: each as its paper has
+ * it, where that can be done without training; and what they cannot take of a problem's options.
  */
 #ifndef KNA_RIVALS_H
 #define KNA_RIVALS_H

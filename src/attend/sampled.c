@@ -1,11 +1,11 @@
 /*
  * sampled.c - keys drawn by the softmax of a row, exactly, most of its logits never being computed.
  *
- * Lazy Gumbel sampling (Mussmann, Levy and Ermon 2017): the key with the largest logit plus Gumbel noise is one drawn by softmax. The
- * head's maximum M is drawn at once, being Gumbel about log(head sum); a key of the tail can only win with noise above M - bound, and
- * how many have that is binomial. Rejection: head and a bound of the tail make an envelope; what falls between is drawn again. Both are
- * exact for any head as long as the bound is one; what the bound costs is keys looked at: tail a / (1 + a) per draw for Gumbel, with
- * a = exp(bound) / head sum.
+ * Lazy Gumbel sampling (Mussmann, Levy and Ermon 2017): the key with the largest logit plus Gumbel noise is one drawn by softmax.
+ * The head's maximum M is drawn at once, being Gumbel about log(head sum); a key of the tail can only win with noise above M -
+ * bound, and how many have that is binomial. Rejection: head and a bound of the tail make an envelope; what falls between is drawn
+ * again. Both are exact for any head as long as the bound is one; what the bound costs is keys looked at: tail a / (1 + a) per draw
+ * for Gumbel, with a = exp(bound) / head sum.
  */
 #include "sampled.h"
 

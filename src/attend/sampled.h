@@ -1,10 +1,10 @@
 /*
- * sampled.h - attention by sampling: the keys of a row are a head, the k nearest ones found exactly, and a tail of which only a sample is
- * looked at. sampled.c draws keys, sampled_row.c makes estimates of the draws.
+ * sampled.h - attention by sampling: the keys of a row are a head, the k nearest ones found exactly, and a tail of which only a
+ * sample is looked at. sampled.c draws keys, sampled_row.c makes estimates of the draws.
  *
  * Weights are relative to exp(shift), shift being the largest logit. No logit of the tail is above `bound`: the head is exactly the
- * k nearest. Random numbers belong to (seed, head, position of the query) and a counter, so a row decoded by itself draws what it draws in
- * a batch.
+ * k nearest. Random numbers belong to (seed, head, position of the query) and a counter, so a row decoded by itself draws what it
+ * draws in a batch.
  */
 #ifndef KNA_SAMPLED_H
 #define KNA_SAMPLED_H

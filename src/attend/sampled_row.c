@@ -1,6 +1,6 @@
 /*
- * sampled_row.c - a row of attention from its head and a sample: as a mean of drawn values, their median of means, or the head itself and
- * a uniform sample of the tail with what it stands for.
+ * sampled_row.c - a row of attention from its head and a sample: as a mean of drawn values, their median of means, or the head
+ * itself and a uniform sample of the tail with what it stands for.
  */
 #include "sampled.h"
 
@@ -98,8 +98,8 @@ static void median_of_means(const nearest_row *row, const int32_t *keys, int64_t
 }
 
 /*
- * Draws keys into room->drawn; returns the sum of the softmax that the draws tell: maxima are Gumbel about its logarithm, so exp(-level) is
- * exponential with that rate; and one try in so many is accepted as it is of the envelope. Both are unbiased.
+ * Draws keys into room->drawn; returns the sum of the softmax that the draws tell: maxima are Gumbel about its logarithm, so
+ * exp(-level) is exponential with that rate; and one try in so many is accepted as it is of the envelope. Both are unbiased.
  */
 static double draw_keys(kna__sampler *s, int64_t count, int32_t *drawn)
 {
@@ -255,8 +255,8 @@ static void measure(uniform_row *u, const kna__moments *m, int64_t rest, double 
 }
 
 /*
- * Samples as many as asked for; or, where an error is asked for, twice as many each time until the radius is below it, the i-th look
- * with delta / (i (i + 1)), which adds up to delta.
+ * Samples as many as asked for; or, where an error is asked for, twice as many each time until the radius is below it, the i-th
+ * look with delta / (i (i + 1)), which adds up to delta.
  */
 static void sample_enough(uniform_row *u, int64_t first)
 {
