@@ -2,6 +2,7 @@
  * them by keys drawn. */
 #include "random_case.h"
 
+#include "golden/gradients.h"
 #include "gradient_oracle.h"
 
 /* ---- the oracle */
@@ -198,6 +199,42 @@ static void cuts(void)
             case_end(&c);
         }
     }
+}
+
+/* ---- PyTorch */
+
+static void wave(float *x, double a, double b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) x[i] = (float)sin(a + b * (double)i);
+}
+
+static void golden(const double *want, float softcap, bool with_sinks)
+{
+    enum { H = GOLDEN_H, H_KV = GOLDEN_H_KV, M = GOLDEN_M, N = GOLDEN_N, D = GOLDEN_D, DV = GOLDEN_DV };
+    float q[H * M * D], k[H_KV * N * D], v[H_KV * N * DV], dout[H * M * DV], sinks[H], out[H * M * DV], lse[H * M], got[H * M * D + H_KV * N * (D + DV) + H];
+    wave(q, 0.3, 0.7, H * M * D);
+    wave(k, 1.1, 0.9, H_KV * N * D);
+    wave(v, 2.2, 1.3, H_KV * N * DV);
+    wave(dout, 0.1, 0.6, H * M * DV);
+    wave(sinks, 0.5, 2.0, H);
+    kna_attend_options options = KNA_ATTEND_OPTIONS;
+    options.causal = 1;
+    options.softcap = softcap;
+    options.sinks = with_sinks ? sinks : NULL;
+    kna_rows q_rows = { q, KNA_F32, H, M, D, 0, 0, NULL }, k_rows = { k, KNA_F32, H_KV, N, D, 0, 0, NULL }, v_rows = { v, KNA_F32, H_KV, N, DV, 0, 0, NULL };
+    kna_rows out_rows = { out, KNA_F32, H, M, DV, 0, 0, NULL }, dout_rows = { dout, KNA_F32, H, M, DV, 0, 0, NULL };
+    float *dk = got + H * M * D, *dv = dk + H_KV * N * D, *dsinks = dv + H_KV * N * DV;
+    kna_gradients to = { { got, 0, 0 }, { dk, 0, 0 }, { dv, 0, 0 }, with_sinks ? dsinks : NULL };
+    memset(got, 0, sizeof got);
+    EXPECT_INT(kna_attend(context_best(), &(kna_out_rows){ out, 0, 0 }, lse, NULL, &q_rows, &k_rows, &v_rows, &options), KNA_OK);
+    EXPECT_INT(kna_attend_backward(context_best(), &to, &dout_rows, &out_rows, lse, &q_rows, &k_rows, &v_rows, &options), KNA_OK);
+    for (size_t i = 0; i < sizeof got / sizeof got[0]; i++) EXPECT_NEAR((double)got[i], want[i], 2e-6);
+}
+
+static void as_pytorch_has_it(void)
+{
+    golden(golden_plain, 0, false);
+    golden(golden_capped, 0.8f, true);
 }
 
 /* ---- laws */
@@ -451,6 +488,7 @@ int main(int argc, char **argv)
 {
     test_begin(argc, argv);
     TEST(oracle_by_differences);
+    TEST(as_pytorch_has_it);
     TEST(nothing);
     TEST(cuts);
     TEST(random_cases);
