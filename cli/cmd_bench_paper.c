@@ -16,7 +16,7 @@ typedef struct request {
 #define AT(member) offsetof(request, member)
 
 static const cli_option options[] = {
-    { "out", 0, CLI_TEXT, AT(folder), 0, 0, NULL, "DIR", "folder for errors, gradients and descent, each .csv and .svg" },
+    { "out", 0, CLI_TEXT, AT(folder), 0, 0, NULL, "DIR", "folder for errors, gradients, times and descent, each .csv and .svg" },
     { "n", 'n', CLI_INT, AT(n), 16, 100000, NULL, "N", "keys, and queries (default 1000)" },
     { "heads", 0, CLI_INT, AT(heads), 1, 1024, NULL, "N", "heads (default 10)" },
     { "dim", 0, CLI_INT, AT(dim), 1, KNA_MAX_DIM, NULL, "N", "dimension (default 64)" },
@@ -30,8 +30,8 @@ static const cli_usage usage = {
     "--out DIR [options]",
     "What \"kNN Attention Demystified\" (arXiv 2411.04013) measures: how near topk and\n"
     "sampled attention are for k from 3 to four times the root of n, operands uniform\n"
-    "in [-B, B], beside two that know nothing; how near estimated gradients are; and\n"
-    "gradient descent with them (n = 100, d = 3).\n",
+    "in [-B, B], beside two that know nothing; how near estimated gradients are; time\n"
+    "against n; and gradient descent with estimated gradients (n = 100, d = 3).\n",
 };
 
 static int run(paper_table *table, int (*experiment)(paper_table *, const paper_setup *), const paper_setup *setup, const request *r)
@@ -52,8 +52,11 @@ static int run_all(const paper_setup *setup, const request *r)
                               .columns = { "keys", "dq", "dk", "dv" } };
     paper_table descent = { .name = "descent", .title = "Loss of exact attention, learned with estimated gradients", .x = 0, .y = 1,
                             .x_is_linear = 1, .columns = { "step", "loss" } };
+    paper_table times = { .name = "times", .title = "Seconds of a causal call with k = sqrt n, index included", .x = 0, .y = 1,
+                          .columns = { "n", "seconds", "power of n" } };
     int code = run(&errors, paper_errors, setup, r);
     if (code == CLI_OK) code = run(&gradients, paper_gradients, setup, r);
+    if (code == CLI_OK) code = run(&times, paper_times, setup, r);
     return code == CLI_OK ? run(&descent, paper_descent, setup, r) : code;
 }
 

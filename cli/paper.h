@@ -39,6 +39,7 @@ int paper_write(const paper_table *table, const char *folder);
 /* The experiments. CLI_OK or an exit code, having printed why. */
 int paper_errors(paper_table *table, const paper_setup *setup);
 int paper_gradients(paper_table *table, const paper_setup *setup);
+int paper_times(paper_table *table, const paper_setup *setup);
 int paper_descent(paper_table *table, const paper_setup *setup);
 
 /* Numbers by (seed, stream, position): uniform in (0,1), normal. */

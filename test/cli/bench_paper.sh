@@ -32,6 +32,10 @@ chain = [float(row["dq"]) for row in gradients if row["series"].startswith("chai
 require(all(a > b for a, b in zip(chain, chain[1:])) and 1.5 < chain[0] / chain[1] < 2.7, f"chain: {chain}")
 require(any(row["series"] == "knn" and float(row["dk"]) < 1e-5 for row in gradients), "knn of everything is not exact")
 
+times = table("times")
+require(len({row["series"] for row in times}) == 10 and len(times) == 40, f"{len(times)} times")
+require(all(0 < float(row["seconds"]) < 60 and np.isfinite(float(row["power of n"])) for row in times), f"times: {times}")
+
 losses = {}
 for row in table("descent"):
     losses.setdefault(row["series"], []).append(float(row["loss"]))
