@@ -9,28 +9,21 @@
 #include <string.h>
 
 #include "cli.h"
+#include "random.h"
 
 #define TOPIC_KEYS 64
 
 enum { QUERY, KEY, VALUE, KEY_TOPIC, VALUE_TOPIC, CHOICE };
 
-/* A number is a function of its place: SplitMix64's finaliser over (seed, layer, stream, counter). */
-static uint64_t mix(uint64_t x)
-{
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 static uint64_t key_for(uint64_t seed, int64_t layer, int stream)
 {
-    return mix(seed + 0x9e3779b97f4a7c15u * (uint64_t)(8 * layer + stream + 1));
+    return cli_mix(seed + CLI_GOLDEN * (uint64_t)(8 * layer + stream + 1));
 }
 
 /* Near enough to a standard normal: the sum of eight bytes, centred. */
 static float normal(uint64_t key, uint64_t counter)
 {
-    const uint64_t bits = mix(key + 0x9e3779b97f4a7c15u * counter);
+    const uint64_t bits = cli_mix(key + CLI_GOLDEN * counter);
     int sum = 0;
     for (int shift = 0; shift < 64; shift += 8) sum += (int)(bits >> shift & 255);
     return ((float)sum - 1020.0f) / 209.02f;
@@ -75,7 +68,7 @@ static void fill_query(float *to, const maker *m, int64_t head, int64_t query)
     const uint64_t topic = key_for(m->seed, m->layer, KEY_TOPIC);
     const uint64_t row = (uint64_t)(head * s->m + query);
     const uint64_t seen = (uint64_t)(s->n >= s->m ? s->n - s->m + query + 1 : s->n);
-    const uint64_t asked = mix(key_for(m->seed, m->layer, CHOICE) + row) % seen / TOPIC_KEYS;
+    const uint64_t asked = cli_mix(key_for(m->seed, m->layer, CHOICE) + row) % seen / TOPIC_KEYS;
     const uint64_t at = ((uint64_t)(head / (s->h / s->h_kv) * s->n) + asked) * (uint64_t)s->d;
     for (uint64_t i = 0; i < (uint64_t)s->d; i++) to[i] = normal(noise, row * (uint64_t)s->d + i) + 1.5f * normal(topic, at + i);
 }

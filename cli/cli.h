@@ -153,7 +153,7 @@ typedef struct cli_method {
 } cli_method;
 #define CLI_METHOD                              \
     {                                           \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_NONE, 0 \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_ASYMPTOTIC, 0 \
     }
 extern const cli_option cli_method_options[];
 

@@ -7,7 +7,7 @@ static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2",
 
 const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom",
                                                              "window", "linformer", "nystrom", "performer", NULL };
-static const char *const certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "none", "asymptotic", "finite", NULL };
+static const char *const certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "asymptotic", "finite", NULL };
 
 const cli_option cli_machine_options[] = {
     { "threads", 0, CLI_INT, offsetof(cli_machine, threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
@@ -34,7 +34,7 @@ const cli_option cli_method_options[] = {
     { "groups", 0, CLI_INT, offsetof(cli_method, groups), 1, KNA_MAX_ROWS, NULL, "G",
       "mom: groups of draws (default 8 log(1 / D), D 0.05 unless given)" },
     { "certificate", 0, CLI_CHOICE, offsetof(cli_method, certificate), 0, 0, certificate_names, "KIND",
-      "uniform: none, asymptotic or finite, what stands behind the radius (default none: asymptotic)" },
+      "uniform: asymptotic or finite, what stands behind the radius (default asymptotic)" },
     { "rank", 0, CLI_INT, offsetof(cli_method, rank), 1, KNA_MAX_RANK, NULL, "R",
       "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",

@@ -1,6 +1,8 @@
 /* paper_table.c - tables as CSV, as SVG and in words; and what all experiments use. See paper.h. */
 #include "paper.h"
 
+#include "random.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,13 +30,9 @@ void paper_free(paper_table *table)
     free(table->rows);
 }
 
-/* splitmix64's mixing: a few thousand numbers for operands need no more. */
 static uint64_t mix(uint64_t x)
 {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
+    return cli_mix(x + CLI_GOLDEN);
 }
 
 double paper_uniform(uint64_t seed, uint64_t stream, uint64_t position)

@@ -265,11 +265,10 @@ KNA_API const char *kna_method_name(int method);
 
 /* What stands behind a radius: ||out - exact|| <= radius with a probability of at least 1 - delta. */
 typedef enum kna_certificate {
-    KNA_CERTIFICATE_NONE = 0,       /* none is asked for; uniform then says an asymptotic one, which costs nothing */
-    KNA_CERTIFICATE_ASYMPTOTIC = 1, /* normal distribution of the sample's mean: about 1 - delta, if the sample met all that matters */
-    KNA_CERTIFICATE_FINITE = 2      /* of any size and for any values: at least 1 - delta. Several times as wide */
+    KNA_CERTIFICATE_ASYMPTOTIC = 0, /* normal distribution of the sample's mean: about 1 - delta, if it met all that matters */
+    KNA_CERTIFICATE_FINITE = 1      /* samples of any size, any values: at least 1 - delta. Several times as wide */
 } kna_certificate;
-#define KNA_CERTIFICATE_COUNT 3
+#define KNA_CERTIFICATE_COUNT 2
 
 /*
  * Options of kna_attend(). KNA_ATTEND_OPTIONS sets `size`; every other field may stay zero, its default.
@@ -364,7 +363,7 @@ typedef struct kna_report {
     double audit_p95_low;     /* 95 % confidence: that over all rows is between these; negative: too few rows to tell */
     double audit_p95_high;
     double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
-    int certificate;          /* a kna_certificate: what stands behind the radii */
+    int certificate;          /* a kna_certificate: what stands behind the radii, if there are any */
     double radius;            /* uniform: mean of the rows' radii; negative: none */
     double radius_max;
     int64_t stale_rows;       /* keys (topk) read, or clusters (knn) with keys read, that the index describes otherwise: it is out of date */
@@ -468,7 +467,7 @@ KNA_API KNA_CHECKED int kna_merge(kna_context *context, float *a, float *a_lse, 
  * In:      method KNA_TOPK or KNA_KNN; h_kv heads, d and dv dimensions.
  * Returns: KNA_OK, KNA_EINVAL, KNA_ELIMIT, KNA_ENOMEM.
  * Owner:   the caller; free before the context. Memory grows with the highest row given: per row and KV head d + 4 bytes (topk),
- *          (d + dv) / 8 + 3 (knn: 7 % of an f16 cache), and 4 d * d per KV head (knn, d <= 256).
+ *          (d + dv) / 8 + d / 2 + 4 (knn: a fifth of an f16 cache), and 4 d * d per KV head (knn, d <= 256).
  */
 KNA_API KNA_CHECKED int kna_index_new(kna_context *context, kna_index **index, int method, int64_t heads, int64_t d,
                                       int64_t dv);

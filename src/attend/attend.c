@@ -95,12 +95,10 @@ static int attend_with_own_index(const kna__problem *p, kna_report *report)
 static int attend_near(const kna__problem *p, kna_report *report)
 {
     kna_index *index = p->options.index;
-    int64_t always = p->options.method == KNA_KNN ? p->options.near_sinks + p->options.near_window : 0;
     if (index) {
         KNA_TRY(check_index(p, index));
     }
-    bool all_is_near = always + p->options.k_near >= p->n && !p->options.draws;
-    if (all_is_near && (!index || kna__index_has_all(index, 0, p->n))) {
+    if (kna__all_is_near(p) && !p->options.draws && (!index || kna__index_has_all(index, 0, p->n))) {
         return attend_exact(p, report);
     }
     if (!index) {

@@ -150,47 +150,43 @@ void kna__backward_rows_cut(kna__backward_rows *rows, const kna__problem *p, int
     rows->lse = kna__cut(cutter, (size_t)count, sizeof(float));
 }
 
-void kna__backward_rows_read(const kna__backward *b, kna__backward_rows *rows, int64_t kv_head, int64_t row, int64_t count)
+/* dout of a row, widened; returns Delta. */
+static float read_dout(const kna__backward *b, int64_t head, int64_t query, float *dout)
 {
     const kna__problem *p = &b->problem;
     size_t dv = (size_t)p->dv;
-    float out[KNA_MAX_DIM];
+    float out[KNA_MAX_DIM], delta;
+    p->kernels->widen[b->dout.type](dout, dv, kna__span_at(&b->dout, head, query), 1, dv);
+    p->kernels->widen[b->out.type](out, dv, kna__span_at(&b->out, head, query), 1, dv);
+    p->kernels->dot[KNA_F32](&delta, 1, out, 0, 1, (kna__span){ (const char *)dout, 0, NULL }, 1, dv);
+    return delta;
+}
+
+void kna__backward_rows_read(const kna__backward *b, kna__backward_rows *rows, int64_t kv_head, int64_t row, int64_t count)
+{
+    const kna__problem *p = &b->problem;
     kna__queries_read(p, rows->q, kv_head, row, count);
     for (int64_t r = 0; r < count; r++) {
         int64_t query = (row + r) / p->g, head = kv_head * p->g + (row + r) % p->g;
-        float *dout = rows->dout + r * p->dv;
-        kna__span of_row = { (const char *)dout, 0, NULL };
-        p->kernels->widen[b->dout.type](dout, dv, kna__span_at(&b->dout, head, query), 1, dv);
-        p->kernels->widen[b->out.type](out, dv, kna__span_at(&b->out, head, query), 1, dv);
-        p->kernels->dot[KNA_F32](rows->delta + r, 1, out, 0, 1, of_row, 1, dv);
+        rows->delta[r] = read_dout(b, head, query, rows->dout + r * p->dv);
         rows->lse[r] = b->lse[head * p->m + query];
     }
 }
 
 /* ---- sinks */
 
-static void differentiate_sinks(const kna__backward *b)
+static void differentiate_sink(void *argument, int64_t head, int worker)
 {
+    const kna__backward *b = argument;
     const kna__problem *p = &b->problem;
-    float dout[KNA_MAX_DIM], out[KNA_MAX_DIM], delta;
-    size_t dv = (size_t)p->dv;
-    for (int64_t head = 0; b->dsinks && head < p->h; head++) {
-        double sum = 0;
-        for (int64_t query = 0; query < p->m; query++) {
-            p->kernels->widen[b->dout.type](dout, dv, kna__span_at(&b->dout, head, query), 1, dv);
-            p->kernels->widen[b->out.type](out, dv, kna__span_at(&b->out, head, query), 1, dv);
-            p->kernels->dot[KNA_F32](&delta, 1, out, 0, 1, (kna__span){ (const char *)dout, 0, NULL }, 1, dv);
-            sum -= exp((double)p->options.sinks[head] - (double)b->lse[head * p->m + query]) * (double)delta;
-        }
-        b->dsinks[head] = (float)sum;
+    float dout[KNA_MAX_DIM];
+    double sum = 0;
+    (void)worker;
+    for (int64_t query = 0; query < p->m; query++) {
+        double share = exp((double)p->options.sinks[head] - (double)b->lse[head * p->m + query]);
+        sum -= share * (double)read_dout(b, head, query, dout);
     }
-}
-
-/* As kna_attend() has it: exact, or knn where that would read everything. */
-static bool all_is_near(const kna__problem *p)
-{
-    const kna_attend_options *o = &p->options;
-    return o->method == KNA_EXACT || o->near_sinks + o->near_window + o->k_near >= p->n;
+    b->dsinks[head] = (float)sum;
 }
 
 int kna_attend_backward(kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
@@ -205,9 +201,12 @@ int kna_attend_backward(kna_context *context, const kna_gradients *gradients, co
     clear(&b.dq, b.problem.h, b.problem.m, b.problem.d);
     clear(&b.dk, b.problem.h_kv, b.problem.n, b.problem.d);
     clear(&b.dv, b.problem.h_kv, b.problem.n, b.problem.dv);
-    differentiate_sinks(&b);
+    if (b.dsinks) {
+        kna__parallel_for(context->threads, b.problem.h, differentiate_sink, &b);
+    }
     if (is_chain(&b.problem)) {
         return b.problem.n ? kna__backward_chain(&b) : KNA_OK;
     }
-    return all_is_near(&b.problem) ? kna__backward_exact(&b) : kna__backward_knn(&b);
+    bool is_exact = b.problem.options.method == KNA_EXACT || kna__all_is_near(&b.problem);
+    return is_exact ? kna__backward_exact(&b) : kna__backward_knn(&b);
 }

@@ -55,12 +55,6 @@ typedef struct backward_lane {
     backward_room room;
 } backward_lane;
 
-static size_t most_own(const backward_job *job, const prefill_trace *trace)
-{
-    int64_t most = kna__knn_most_keys(job->prefill.call, trace->own_most);
-    return (size_t)most;
-}
-
 static backward_room cut_room(const backward_job *job, char *base, size_t *bytes)
 {
     const kna__problem *p = &job->b->problem;
@@ -69,7 +63,7 @@ static backward_room cut_room(const backward_job *job, char *base, size_t *bytes
     size_t rows = (size_t)job->prefill.tile, own;
     kna__knn_prefill_trace_cut(&room.trace, &job->prefill, &cutter);
     kna__backward_room_cut(&room.pairs, p, &cutter);
-    own = most_own(job, &room.trace);
+    own = (size_t)kna__knn_most_keys(job->prefill.call, room.trace.own_most);
     room.rows.dout = kna__cut(&cutter, rows * (size_t)p->dv, sizeof(float));
     room.rows.delta = kna__cut(&cutter, rows, sizeof(float));
     room.rows.lse = kna__cut(&cutter, rows, sizeof(float));

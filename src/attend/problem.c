@@ -63,9 +63,9 @@ static int check_options(kna_context *context, const kna_attend_options *o)
         return KNA_FAIL(context, KNA_EINVAL, "samples: %lld in %lld groups: must be at least 0", LL(o->samples), LL(o->groups));
     }
     if (o->certificate < 0 || o->certificate >= KNA_CERTIFICATE_COUNT) {
-        return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of none, asymptotic, finite", o->certificate);
+        return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of asymptotic, finite", o->certificate);
     }
-    if (o->certificate && o->method != KNA_UNIFORM) {
+    if (o->certificate != KNA_CERTIFICATE_ASYMPTOTIC && o->method != KNA_UNIFORM) {
         return KNA_FAIL(context, KNA_EINVAL, "certificate: %s has none", kna_method_name(o->method));
     }
     if (o->draws && (o->method < KNA_GUMBEL || o->method > KNA_MOM)) {

@@ -113,6 +113,13 @@ static inline kna__state kna__soften(const kna__kernels *kernels, float *s, int6
     return state;
 }
 
+/* Whether the keys that every row reads in full are all there are, whatever the row. */
+static inline bool kna__all_is_near(const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    return (o->method == KNA_KNN ? o->near_sinks + o->near_window : 0) + o->k_near >= p->n;
+}
+
 /* What a head's sink, if there is one, adds to a sum of weights relative to exp(max). */
 static inline double kna__sink_weight(const kna__problem *p, int64_t head, float max)
 {

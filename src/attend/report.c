@@ -69,8 +69,7 @@ void kna__report_rows(const kna__problem *p, const kna__row_stats *stats, float 
     }
     report->keys_touched = report->keys_seen > 0 ? report->keys_touched / report->keys_seen : 0;
     report->tail_mass = seeing ? report->tail_mass / (double)seeing : 0;
-    report->certificate = !certified ? KNA_CERTIFICATE_NONE
-                          : p->options.certificate == KNA_CERTIFICATE_FINITE ? KNA_CERTIFICATE_FINITE : KNA_CERTIFICATE_ASYMPTOTIC;
+    report->certificate = p->options.certificate;
     report->radius = certified ? report->radius / (double)certified : -1;
     report->error_est = estimated ? report->error_est / (double)estimated : -1;
     if (report->audited) {

@@ -136,19 +136,16 @@ static void invert(const kna__problem *p, nystrom_room *room, int64_t n)
 
 /* ---- a head */
 
-/* softmax(Q~ K') V: exact attention of the landmarks, one at a time. */
+/* softmax(Q~ K') V: exact attention of the landmarks. */
 static void mix_values(const kna__problem *p, nystrom_room *room, int64_t rank)
 {
-    kna__span keys = { (const char *)room->k, (size_t)p->d * sizeof(float), NULL },
-              values = { (const char *)room->v, (size_t)p->dv * sizeof(float), NULL };
-    memset(room->mixed, 0, (size_t)(rank * p->dv) * sizeof *room->mixed);
-    for (int64_t i = 0; i < rank; i++) {
-        float *out = room->mixed + i * p->dv;
-        p->kernels->dot[KNA_F32](room->weights, (size_t)p->n, room->landmark_q + i * p->d, (size_t)p->d, 1, keys, (size_t)p->n,
-                                 (size_t)p->d);
-        soften_rows(p, room->weights, 1, p->n);
-        p->kernels->mix[KNA_F32](out, (size_t)p->dv, room->weights, (size_t)p->n, 1, values, (size_t)p->n, (size_t)p->dv);
-    }
+    size_t d = (size_t)p->d, dv = (size_t)p->dv, n = (size_t)p->n, landmarks = (size_t)rank;
+    kna__span keys = { (const char *)room->k, d * sizeof(float), NULL },
+              values = { (const char *)room->v, dv * sizeof(float), NULL };
+    memset(room->mixed, 0, landmarks * dv * sizeof *room->mixed);
+    p->kernels->dot[KNA_F32](room->weights, n, room->landmark_q, d, landmarks, keys, n, d);
+    soften_rows(p, room->weights, rank, p->n);
+    p->kernels->mix[KNA_F32](room->mixed, dv, room->weights, n, landmarks, values, n, dv);
 }
 
 static void solve(const kna__problem *p, nystrom_room *room, int64_t rank)
