@@ -37,12 +37,11 @@ static int choose_layers(lm_taken *taken, const char *list, const lm_model *mode
     return code;
 }
 
-static int check_text(const lm_take_request *r, const lm_desk *desk, const lm_tokens *text)
+static int check_text(const lm_take_request *r, const lm_tokens *text)
 {
     if (text->count < r->context) {
         return cli_refuse("%s: %d tokens, fewer than the %d asked for (-c)", r->input->file, text->count, (int)r->context);
     }
-    lm_warn_positions(desk->model, (int)r->context, r->yarn);
     return CLI_OK;
 }
 
@@ -56,23 +55,30 @@ static int open_session(lm_desk *desk, const lm_take_request *r)
     return lm_failed(status, &error);
 }
 
-static int read_window(lm_taken *taken, const lm_desk *desk, const lm_tokens *text, const lm_take_request *r)
+int lm_take_tokens(lm_taken *taken, lm_desk *desk, const lm_take_request *r, const int32_t *tokens)
 {
     lm_error error = { { 0 } };
-    cli_progress_start("reading");
-    int status = lm_operands_take(taken->operands, taken->count, &desk->group, text->ids, (int)r->context, r->with_output, &error);
-    cli_progress_end();
-    return lm_failed(status, &error);
+    int code = choose_layers(taken, r->layers, desk->model);
+    if (code == CLI_OK) {
+        lm_warn_positions(desk->model, (int)r->context, r->yarn);
+        code = open_session(desk, r);
+    }
+    if (code == CLI_OK) {
+        cli_progress_start("reading");
+        int status =
+            lm_operands_take(taken->operands, taken->count, &desk->group, tokens, (int)r->context, r->with_output, &error);
+        cli_progress_end();
+        code = lm_failed(status, &error);
+    }
+    return code;
 }
 
 int lm_take(lm_taken *taken, lm_desk *desk, const lm_take_request *r)
 {
     lm_tokens text = { 0 };
-    int code = choose_layers(taken, r->layers, desk->model);
-    code = code == CLI_OK ? lm_read_tokens(&text, desk->model, r->input->file) : code;
-    code = code == CLI_OK ? check_text(r, desk, &text) : code;
-    code = code == CLI_OK ? open_session(desk, r) : code;
-    code = code == CLI_OK ? read_window(taken, desk, &text, r) : code;
+    int code = lm_read_tokens(&text, desk->model, r->input->file);
+    code = code == CLI_OK ? check_text(r, &text) : code;
+    code = code == CLI_OK ? lm_take_tokens(taken, desk, r, text.ids) : code;
     lm_tokens_free(&text);
     return code;
 }

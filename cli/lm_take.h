@@ -1,6 +1,6 @@
 /*
  * lm_take.h - queries, keys and values of chosen layers of a model that reads the beginning of a text: for `kna dump`, which
- * writes them into files, and `kna bench heads`, which measures on them.
+ * writes them into files, and `kna bench heads` and `kna fairness`, which measure on them.
  */
 #ifndef KNA_CLI_LM_TAKE_H
 #define KNA_CLI_LM_TAKE_H
@@ -21,6 +21,9 @@ typedef struct lm_taken {
 
 /* lm_take() - returns CLI_OK or an exit code, having printed why; free with lm_taken_free() in any case. */
 int lm_take(lm_taken *taken, lm_desk *desk, const lm_take_request *request);
+
+/* lm_take_tokens() - the same of `context` tokens instead of a file. */
+int lm_take_tokens(lm_taken *taken, lm_desk *desk, const lm_take_request *request, const int32_t *tokens);
 void lm_taken_free(lm_taken *taken);
 
 #endif /* KNA_CLI_LM_TAKE_H */

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "cli.h"
+#include "fairness.h"
 #include "heads.h"
 
 #include <errno.h>
@@ -69,6 +70,23 @@ int heads_take(heads_set *set, const heads_source *source)
 void heads_give_back(void *source)
 {
     (void)source;
+}
+
+int fair_take(fair_set *set, const fair_source *source)
+{
+    (void)set, (void)source;
+    return cli_refuse("fairness: this build has no llama.cpp, which -m needs; take --q, --k and --v");
+}
+
+void fair_give_back(fair_set *set)
+{
+    (void)set;
+}
+
+int fair_lose(fair_result *result, const fair_set *set, const fair_source *source, const cli_method *method, int64_t late)
+{
+    (void)result, (void)set, (void)source, (void)method, (void)late;
+    return refuse_without_llama("fairness -m");
 }
 #endif
 

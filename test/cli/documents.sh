@@ -70,6 +70,7 @@ completes 'bench' b
 completes 'eval' e
 completes 'demo dump' d
 completes 'off' eval --reference o
+completes 'document' fairness --by d
 completes 'decode' bench d
 completes 'heads' bench h
 completes 'b' bench heads --dump ''
