@@ -202,7 +202,7 @@ int kna_cmd_fairness(int argc, char **argv)
     request r = { .by = -1, .machine = CLI_MACHINE };
     fair_result result = { .method_count = 0 };
     kna_context *context = NULL;
-    r.method = usual;
+    memcpy(&r.method, &usual, sizeof usual); /* padding too: see lm_fairness.c */
     int code = parse(&r, argc, argv);
     if (code != CLI_GO_ON) return code;
     code = find_methods(&result, &r);

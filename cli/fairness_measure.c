@@ -24,6 +24,8 @@ typedef struct run {
     kna_rows q, k;
     int64_t dv, rows, columns;
     kna_attend_options meaning;
+    kna_rows all; /* queries, and what attention means for them: q may be some of them */
+    kna_attend_options meaning_of_all;
     float *values, *plain; /* (h_kv, n, dv + groups); plain: the columns of groups are zero */
     float size;            /* of a one */
     double length;         /* of values, their root mean square */
@@ -72,6 +74,8 @@ static int run_new(run *x, const fair_layer *layer)
     x->columns = v->dim + x->g->count;
     x->meaning = x->plan->meaning;
     if (x->meaning.scale == 0) x->meaning.scale = layer->scale;
+    x->all = x->q;
+    x->meaning_of_all = x->meaning;
     if (x->plan->late && x->plan->late < x->q.rows) slice(&x->q, &x->meaning, x->k.rows, x->q.rows - x->plan->late, x->plan->late);
     x->rows = x->q.heads * x->q.rows;
     if (x->columns > KNA_MAX_DIM) return cli_refuse("fairness: dv = %" PRId64 " and %d groups are above %d", v->dim, x->g->count, KNA_MAX_DIM);
@@ -113,41 +117,60 @@ static int attend(const run *x, int method, float *out, float *lse)
     return explain(x, kna_attend(x->context, &to, lse, NULL, &x->q, &x->k, &v, &options));
 }
 
-/* ------------------------------------------------------------------ what knn reads in full */
+/* ------------------------------------------------------------------ knn */
 
-enum { BLOCK = 512 }; /* the queries between which knn forms clusters: so that what is formed is as in one call */
+/* knn learns from queries and forms clusters as they come: all of them go through it, in the blocks that one call would take, and with
+ * an index that goes from block to block. Of each block those rows are kept that are asked for. */
+enum { BLOCK = 512 };
 
-static int attend_block(const run *x, kna_index *index, const float *values, int64_t first)
+typedef struct block {
+    int64_t first, count;
+    float *out, *lse; /* (h, count, dv + groups), (h, count) */
+} block;
+
+static int attend_block(const run *x, const block *b, kna_index *index, const float *values)
 {
-    const int64_t count = x->q.rows - first < BLOCK ? x->q.rows - first : BLOCK;
-    kna_attend_options options = x->meaning;
-    kna_rows q = x->q, v = values_of(x, values);
-    const kna_out_rows to = { x->out + first * x->columns, x->q.rows * x->columns * (int64_t)sizeof(float), 0 };
-    float *lse = malloc((size_t)(x->q.heads * count) * sizeof *lse);
-    if (!lse) return cli_fail("out of memory: %" PRId64 " rows", x->q.heads * count);
+    kna_attend_options options = x->meaning_of_all;
+    kna_rows q = x->all, v = values_of(x, values);
+    const kna_out_rows to = { b->out, 0, 0 };
     cli_method_fill(&options, x->plan->method);
     options.method = KNA_KNN;
     options.audit = 0;
     options.index = index;
-    slice(&q, &options, x->k.rows, first, count);
-    const int code = explain(x, kna_attend(x->context, &to, lse, NULL, &q, &x->k, &v, &options));
-    for (int64_t row = 0; row < x->q.heads * count && code == CLI_OK; row++)
-        x->lse[row / count * x->q.rows + first + row % count] = lse[row];
-    free(lse);
-    return code;
+    slice(&q, &options, x->k.rows, b->first, b->count);
+    return explain(x, kna_attend(x->context, &to, b->lse, NULL, &q, &x->k, &v, &options));
 }
 
-/* Into out and lse. Each block of queries twice: while columns are zero, which forms clusters; then with columns. */
-static int attend_knn_head(const run *x)
+static void keep_block(const run *x, const block *b)
 {
-    const kna_rows plain = values_of(x, x->plain);
+    const int64_t skipped = x->all.rows - x->q.rows;
+    for (int64_t row = 0; row < x->q.heads * b->count; row++) {
+        const int64_t at = b->first + row % b->count - skipped, to = row / b->count * x->q.rows + at;
+        if (at < 0) continue;
+        memcpy(x->out + to * x->columns, b->out + row * x->columns, (size_t)x->columns * sizeof *b->out);
+        x->lse[to] = b->lse[row];
+    }
+}
+
+/* Into out and lse. heads_only: each block of queries twice, first while columns are zero, which forms clusters, then with columns. */
+static int attend_knn(const run *x, int heads_only)
+{
+    const kna_rows v = values_of(x, heads_only ? x->plain : x->values);
+    block b = { .first = 0 };
     kna_index *index = NULL;
     int code = explain(x, kna_index_new(x->context, &index, KNA_KNN, x->k.heads, x->k.dim, x->columns));
-    if (code == CLI_OK) code = explain(x, kna_index_update(x->context, index, &x->k, &plain, 0, x->k.rows));
-    for (int64_t first = 0; first < x->q.rows && code == CLI_OK; first += BLOCK) {
-        code = attend_block(x, index, x->plain, first);
-        if (code == CLI_OK) code = attend_block(x, index, x->values, first);
+    if (code == CLI_OK) code = explain(x, kna_index_update(x->context, index, &x->k, &v, 0, x->k.rows));
+    b.out = malloc((size_t)(x->q.heads * BLOCK * x->columns) * sizeof *b.out);
+    b.lse = malloc((size_t)(x->q.heads * BLOCK) * sizeof *b.lse);
+    if (code == CLI_OK && (!b.out || !b.lse)) code = cli_fail("out of memory: %" PRId64 " rows", x->q.heads * BLOCK);
+    for (; b.first < x->all.rows && code == CLI_OK; b.first += BLOCK) {
+        b.count = x->all.rows - b.first < BLOCK ? x->all.rows - b.first : BLOCK;
+        if (heads_only) code = attend_block(x, &b, index, x->plain);
+        if (code == CLI_OK) code = attend_block(x, &b, index, x->values);
+        if (code == CLI_OK) keep_block(x, &b);
     }
+    free(b.out);
+    free(b.lse);
     kna_index_free(index);
     return code;
 }
@@ -209,11 +232,11 @@ static int samples_the_rest(int method)
 /* topk: what it reads in full of this layer, once it is known. */
 static int run_method(fair_sums *sums, run *x, int method, fair_sums *topk)
 {
-    int code = attend(x, method, x->out, x->lse);
+    int code = method == KNA_KNN ? attend_knn(x, 0) : attend(x, method, x->out, x->lse);
     if (code != CLI_OK) return code;
     add_masses(sums, x, x->out);
     add_errors(sums, x);
-    if (method == KNA_KNN) code = attend_knn_head(x);
+    if (method == KNA_KNN) code = attend_knn(x, 1);
     if (code == CLI_OK && (method == KNA_KNN || drops_the_rest(method))) add_heads(sums, x);
     if (method == KNA_TOPK) *topk = *sums;
     if (!samples_the_rest(method)) return code;

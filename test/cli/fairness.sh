@@ -84,20 +84,28 @@ for count in (7, 60, 300, n):
 require(abs(one["impact"] - 1) < 1e-6, "impact is 1 where every key is read")
 
 # knn, where clusters stand for most keys: what it says it read in full adds up to what it did not estimate.
-long = 6000
-big = [np.cumsum(random.normal(size=shape), axis=1) * 0.02 + random.normal(size=shape) for shape in ((h, 700, d), (h_kv, long, d), (h_kv, long, dv))]
+long, m7 = 6000, 1200
+big = [np.cumsum(random.normal(size=shape), axis=1) * 0.02 + random.normal(size=shape) for shape in ((h, m7, d), (h_kv, long, d), (h_kv, long, dv))]
 big = [x.astype(np.float32) for x in big]
 files = [x for name in "qkv" for x in ("--" + name, path(name + "n.npy"))]
 for name, array in zip("qkv", big):
     np.save(path(name + "n.npy"), array)
-for late in (700, 600):
-    answer = json.loads(run(*files, "--causal", "--k-near", 24, "--methods", "knn", "--buckets", 5, "--late", late, "--json").stdout)
-    _, lse, report = attend(big[0][:, 700 - late:], *big[1:], "--causal", "--k-near", 24, "--method", "knn")
-    _, full, _ = attend(big[0][:, 700 - late:], *big[1:], "--causal")
-    read = sum(x["recall"] * y["mass"] for x, y in zip(answer["methods"][0]["groups"], answer["groups"]))
-    want = (1 - report["tail_mass"]) * np.exp(lse - full).mean() # its weights add up to less than those of full attention
-    require(0.05 < want < 0.95 and abs(read / want - 1) < 0.02, f"knn {late}: read {read}, not estimated {want}")
-    require(answer["queries"] == late, "queries")
+def measure_knn(*options):
+    answer = json.loads(run(*files, "--causal", "--k-near", 24, "--methods", "knn", "--buckets", 5, *options, "--json").stdout)
+    read = [x["recall"] * y["mass"] for x, y in zip(answer["methods"][0]["groups"], answer["groups"])]
+    return answer["queries"], np.array([[x["mass"] for x in answer["methods"][0]["groups"]], read, [x["mass"] for x in answer["groups"]]])
+
+_, lse, report = attend(*big, "--causal", "--k-near", 24, "--method", "knn")
+_, full, _ = attend(*big, "--causal")
+queries, everything = measure_knn()
+want = (1 - report["tail_mass"]) * np.exp(lse - full).mean() # its weights add up to less than those of full attention
+require(queries == m7 and 0.05 < want < 0.95 and abs(everything[1].sum() / want - 1) < 0.02, f"knn: read {everything[1].sum()}, not estimated {want}")
+
+# Late queries come after others, from which knn has learned: with those before them they are all of them.
+queries, late = measure_knn("--late", m7 - 768)
+np.save(path("qn.npy"), big[0][:, :768])
+_, early = measure_knn("--causal-shift", 768 - m7)
+require(queries == m7 - 768 and np.abs((768 * early + (m7 - 768) * late) / m7 - everything).max() < 1e-6, f"late queries: {early}, {late}, {everything}")
 
 # Groups that are empty, or have next to nothing, are there and have no ratio.
 for name, array in (("q", q), ("k", k), ("v", v)): # attend() wrote others
