@@ -96,7 +96,7 @@ typedef struct cli_option {
     const char *help;           /* one line, default included */
 } cli_option;
 
-/* A titled table and the struct it fills. A list of groups ends with options NULL. */
+/* A titled table and the struct it fills; title NULL: it goes on with the one before. A list of groups ends with options NULL. */
 typedef struct cli_group {
     const char *title;
     const cli_option *options;

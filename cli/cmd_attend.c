@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choice.h"
 #include "cli.h"
 #include "operands.h"
 
@@ -17,8 +18,10 @@
 typedef struct request {
     operand_request operands;
     const char *out, *lse, *radius, *draws, *report;
+    const char *labels;
     int json;
     cli_method method;
+    choice choice;
     cli_machine machine;
 } request;
 
@@ -35,6 +38,11 @@ static const cli_option output_options[] = {
     { .name = NULL },
 };
 
+static const cli_option label_options[] = {
+    { "labels", FILE_AT(labels), "l.npy", "quota, stratify: group of each key (n), float32: 0, 1, .." },
+    { .name = NULL },
+};
+
 static const cli_usage usage = {
     "attend",
     "--q q.npy --k k.npy --v v.npy --out o.npy [options]",
@@ -48,15 +56,19 @@ static int parse(request *r, int argc, char **argv)
 {
     const cli_group groups[] = {
         { "Operands", operand_file_options, &r->operands },
+        { NULL, label_options, r },
         { "Results", output_options, r },
         { "What attention means", operand_meaning_options, &r->operands },
         { "Which keys are read", cli_method_options, &r->method },
+        { "Heads that are not all alike, and global context", choice_options, &r->choice },
         { "Machine", cli_machine_options, &r->machine },
         { NULL, NULL, NULL },
     };
     int code = cli_parse(&usage, groups, argc, argv, NULL);
     if (code == CLI_GO_ON) code = operands_require(&usage, &r->operands);
     if (code == CLI_GO_ON) code = cli_require(&usage, "out", r->out);
+    if (code == CLI_GO_ON && choice_wants_groups(&r->choice) && !r->labels)
+        return cli_refuse("attend: --labels is missing: %s goes by groups of keys", r->choice.stratify ? "--stratify" : "--diverse quota");
     return code;
 }
 
@@ -80,6 +92,8 @@ typedef struct results {
     float *out, *lse, *radius;
     int32_t *draws;
     int64_t samples;
+    int32_t *groups;
+    int64_t group_count;
 } results;
 
 static int attend(results *to, const operands *o, kna_context *context, kna_report *report, const request *r)
@@ -88,6 +102,7 @@ static int attend(results *to, const operands *o, kna_context *context, kna_repo
     const size_t rows = (size_t)(o->q_rows.heads * o->q_rows.rows);
     cli_method_fill(&options, &r->method);
     operands_fill(&options, o, &r->operands);
+    choice_fill(&options, &r->choice, to->groups, to->group_count);
     to->out = calloc(rows, (size_t)o->v_rows.dim * sizeof *to->out);
     to->lse = calloc(rows, sizeof *to->lse);
     to->radius = r->radius ? calloc(rows, sizeof *to->radius) : NULL;
@@ -181,6 +196,7 @@ int kna_cmd_attend(int argc, char **argv)
     if (code == CLI_OK) code = cli_context(&context, &r.machine);
     cli_progress_start("kna attend: reading");
     if (code == CLI_OK) code = operands_read(&o, context, &r.operands);
+    if (code == CLI_OK && r.labels) code = choice_read_labels(&made.groups, &made.group_count, r.labels, o.k_rows.rows);
     cli_progress_start("kna attend: attending");
     if (code == CLI_OK) code = attend(&made, &o, context, &report, &r);
     if (code == CLI_OK) code = check_result(&made, &o);
@@ -192,6 +208,7 @@ int kna_cmd_attend(int argc, char **argv)
     free(made.lse);
     free(made.radius);
     free(made.draws);
+    free(made.groups);
     kna_context_free(context);
     return code;
 }

@@ -161,7 +161,7 @@ static int print_help(const cli_usage *usage, const cli_group *groups)
     printf("usage: kna %s %s\n", usage->name, usage->synopsis);
     if (usage->text) printf("\n%s", usage->text);
     for (const cli_group *group = groups; group->options; group++) {
-        printf("\n%s:\n", group->title);
+        if (group->title) printf("\n%s:\n", group->title);
         for (const cli_option *option = group->options; option->name; option++) print_option(option);
     }
     printf("\n%-*s%s\n", HELP_COLUMN, "  -h, --help", "this text");

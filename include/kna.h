@@ -84,6 +84,8 @@ KNA_API const char *kna_status_text(int status);
 #define KNA_MAX_ROWS 0x7fffffff     /* m and n: 2^31 - 1 */
 #define KNA_MAX_THREADS 1024
 #define KNA_MAX_RANK 16384          /* of rivals */
+#define KNA_MAX_KEY_GROUPS 4096
+#define KNA_MAX_LANDMARKS 64
 
 /* ------------------------------------------------------------------ 2. Context */
 
@@ -271,6 +273,32 @@ typedef enum kna_certificate {
 #define KNA_CERTIFICATE_COUNT 2
 
 /*
+ * Which keys are the head of a row where it is to be k of the nearest, but not all alike (KNA_TOPK, KNA_UNIFORM, KNA_GUMBEL,
+ * KNA_REJECTION, KNA_MOM). z~: logits scaled to 0 .. 1 over the pool, which is so many nearest keys, found exactly.
+ */
+typedef enum kna_diverse {
+    KNA_DIVERSE_NONE = 0,  /* the k nearest */
+    KNA_DIVERSE_MMR = 1,   /* of a pool, one by one, the key with the largest lambda z~ - (1 - lambda) (its largest cosine with one taken) */
+    KNA_DIVERSE_DPP = 2,   /* of a pool, one by one, the key that adds most to the determinant of diag(e^theta z~) C diag(e^theta z~), C the
+                              keys' cosines; at most d of them, the rest by logit */
+    KNA_DIVERSE_QUOTA = 3  /* of every group of keys a share of its size, the rest by logit */
+} kna_diverse;
+#define KNA_DIVERSE_COUNT 4
+
+/* kna_diverse_name() - "none", "mmr", "dpp", "quota"; NULL for another number. */
+KNA_API const char *kna_diverse_name(int diverse);
+
+/* What KNA_TOPK makes of the keys that are not in its head. */
+typedef enum kna_tail {
+    KNA_TAIL_DROP = 0, /* nothing */
+    KNA_TAIL_MEAN = 1  /* their mean value stands for them, with the mass that the int8 scan tells (KNA_KNN: many means, of clusters) */
+} kna_tail;
+#define KNA_TAIL_COUNT 2
+
+/* kna_tail_name() - "drop", "mean"; NULL for another number. */
+KNA_API const char *kna_tail_name(int tail);
+
+/*
  * Options of kna_attend(). KNA_ATTEND_OPTIONS sets `size`; every other field may stay zero, its default.
  *
  * The position of query i is p = i + (n - m) + causal_shift: the last query stands on the last key. It matters to causal,
@@ -336,8 +364,28 @@ typedef struct kna_attend_options {
     const float *project_k;   /* KNA_LINFORMER: (rank,n), both or neither: learned projections */
     const float *project_v;
     int32_t *draws;           /* (h,m,samples): the keys drawn, in order (not KNA_UNIFORM); -1 in rows that see none. NULL: not wanted */
+
+    /* Heads that are not simply the nearest keys, and global context. Whatever the head, what samples stands for the rest: the bound that
+       draws and the finite certificate need is the largest logit not in the head, so these cost more draws, not correctness. */
+    int diverse;              /* a kna_diverse */
+    int64_t pool;             /* mmr, dpp: keys to choose from, at least k_near; 0: 4 k_near. Their logits and cosines cost about
+                                 k pool d flops a row (dpp: twice that, at most d times), and room of pool 2 d floats a thread */
+    float mmr_lambda;         /* in (0, 1]; 0: 0.7. 1 is the k nearest */
+    float dpp_theta;          /* above 0; 0: 4. How much nearness counts */
+    float quota;              /* beta, in (0, 1]; 0: 0.2. Of a group with n_g of the n keys a row sees the ceil(beta k n_g / n) nearest are in
+                                 the head, or all n_g. Where these are more than k, the head is larger than k: by less than key_group_count */
+    const int32_t *key_groups; /* (n): the group of each key, 0 .. key_group_count - 1, the same for all heads; NULL: none. Groups may be
+                                 empty; one group changes nothing */
+    int64_t key_group_count;  /* 1..KNA_MAX_KEY_GROUPS, with key_groups */
+    int stratify;             /* KNA_UNIFORM, 1: the sample of the rest is divided over its groups, in proportion to their sizes, at least 4
+                                 keys of each, which weigh as many as they stand for. Asymptotic certificates only */
+    int64_t landmarks;        /* KNA_TOPK and those that sample: so many keys (at most KNA_MAX_LANDMARKS, below k_near) with the most
+                                 softmax of all queries of a head (of every 16th) are in its every row's head, as far as it sees them. Where
+                                 queries have an order, those of each block of 64 queries go by the queries of the call before it:
+                                 the first block has none. Costs a 16th of exact attention's logits. 0: none */
+    int tail;                 /* KNA_TOPK: a kna_tail */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0 }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.

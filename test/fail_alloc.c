@@ -106,6 +106,12 @@ static const plan plans[] = {
     { "knn of few keys", KNA_KNN, 2, false, false, false, false },
     { "uniform, audited", KNA_UNIFORM, 20, false, true, false, true },
     { "gumbel", KNA_GUMBEL, 3, false, false, false, false },
+    { "topk by relevance, audited", KNA_TOPK, 20, false, true, false, true },
+    { "topk by determinants", KNA_TOPK, 3, false, false, false, false },
+    { "topk by quotas", KNA_TOPK, 3, false, false, false, false },
+    { "topk with landmarks", KNA_TOPK, 70, true, false, false, true },
+    { "topk with a mean tail", KNA_TOPK, 3, false, false, false, true },
+    { "uniform in strata", KNA_UNIFORM, 3, false, false, false, false },
     { "median of means", KNA_MOM, 3, false, false, false, false },
     { "window", KNA_WINDOW, 30, false, false, false, false },
     { "linformer", KNA_LINFORMER, 5, false, false, false, false },
@@ -122,6 +128,23 @@ static void hide_some(random_case *c)
     }
 }
 
+/* Heads and tails that are not simply the nearest keys and what is left. */
+static void choose_of_plan(random_case *c, const char *name)
+{
+    kna_attend_options *o = &c->options;
+    int32_t *groups = case_hold(c, ROWS * sizeof *groups);
+    for (int64_t j = 0; j < ROWS; j++) groups[j] = (int32_t)(j % 3);
+    o->diverse = strstr(name, "relevance")      ? KNA_DIVERSE_MMR
+                 : strstr(name, "determinants") ? KNA_DIVERSE_DPP
+                 : strstr(name, "quotas")       ? KNA_DIVERSE_QUOTA
+                                                : KNA_DIVERSE_NONE;
+    o->key_groups = groups;
+    o->key_group_count = 3;
+    o->stratify = strstr(name, "strata") != NULL;
+    o->landmarks = strstr(name, "landmarks") ? 4 : 0;
+    o->tail = strstr(name, "mean tail") ? KNA_TAIL_MEAN : KNA_TAIL_DROP;
+}
+
 static void case_of_plan(random_case *c, const plan *p)
 {
     case_begin(c, (shape){ 4, 2, p->m, ROWS, 20, 12 });
@@ -131,6 +154,7 @@ static void case_of_plan(random_case *c, const plan *p)
     c->options.audit = p->audited ? 1.0f : 0;
     c->options.eps = p->eps ? 0.1f : 0;
     if (p->masked) hide_some(c);
+    choose_of_plan(c, p->name);
 }
 
 /* The account with nothing but the context and the index held. */

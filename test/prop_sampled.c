@@ -28,6 +28,22 @@ static void begin_fixed(random_case *c, shape s, double spread)
     test_state.random = random;
 }
 
+/* Heads that are not the nearest keys: the rest then holds larger logits than some of the head. */
+enum { HEADS = 5 }; /* the nearest, mmr, dpp, quotas; and landmarks with quotas */
+
+static void choose_head(random_case *c, int head)
+{
+    int32_t *groups = case_hold(c, (size_t)c->shape.n * sizeof *groups);
+    for (int64_t j = 0; j < c->shape.n; j++) groups[j] = (int32_t)(j % 11 % 4);
+    c->options.diverse = head < 4 ? head : KNA_DIVERSE_QUOTA;
+    c->options.mmr_lambda = 0.4f;
+    c->options.dpp_theta = 1;
+    c->options.quota = 0.8f;
+    c->options.key_groups = groups;
+    c->options.key_group_count = 4;
+    c->options.landmarks = head == 4 ? 7 : 0;
+}
+
 /* ---- draws */
 
 /* The quantile of chi-square with n degrees that 1e-4 are above (Wilson and Hilferty). */
@@ -69,13 +85,16 @@ static void drawn_by_softmax(void)
 {
     enum { N = 300, DRAWS = 20000 / RANDOM_SHARE };
     static int32_t draws[3 * DRAWS];
-    for (int m = 1; m < METHODS; m++) {
+    for (int m = 1; m < METHODS * HEADS; m++) {
+        if (m % METHODS == 0) continue;
         for (int k = 1; k <= 301; k += k == 1 ? 29 : 271) { /* one key in the head, 30, all */
+            if (m >= METHODS && k != 30) continue;
             random_case c = { .guarded = false };
             begin_fixed(&c, (shape){ 1, 1, 3, N, 16, 4 }, 2);
-            c.options.method = methods[m];
-            c.options.causal = 1;
+            c.options.method = methods[m % METHODS];
+            c.options.causal = m < METHODS * (HEADS - 1);
             c.options.k_near = k;
+            choose_head(&c, m / METHODS);
             c.options.samples = DRAWS;
             c.options.draws = draws;
             if (k == 30) c.options.softcap = 3;
@@ -164,12 +183,15 @@ static double distance(const float *x, const double *y, int64_t n)
 static void unbiased(void)
 {
     enum { N = 400, SEEDS = 4000 / RANDOM_SHARE, DV = 4 };
-    for (int m = 0; m < 3; m++) {
+    for (int i = 0; i < 3 * HEADS + HEADS; i++) {
+        int m = i < 3 * HEADS ? i % 3 : 0, head = i < 3 * HEADS ? i / 3 : i % HEADS;
         random_case c = { .guarded = false };
         begin_fixed(&c, (shape){ 1, 1, 1, N, 8, DV }, 1.5);
         c.options.method = methods[m];
         c.options.k_near = 20;
         c.options.samples = 60;
+        choose_head(&c, head);
+        c.options.stratify = i >= 3 * HEADS;
         truth t = truth_of(&c, 0);
         double sum = 0, sum_square = 0, out[DV] = { 0 }, square[DV] = { 0 };
         for (int seed = 0; seed < SEEDS; seed++) {
@@ -178,16 +200,16 @@ static void unbiased(void)
             double ratio = exp((double)c.lse[0] - t.lse) - 1;
             sum += ratio;
             sum_square += ratio * ratio;
-            for (int i = 0; i < DV; i++) {
-                double off = (double)c.out.data[i] - t.out[i];
-                out[i] += off;
-                square[i] += off * off;
+            for (int x = 0; x < DV; x++) {
+                double off = (double)c.out.data[x] - t.out[x];
+                out[x] += off;
+                square[x] += off * off;
             }
         }
         EXPECT_NEAR(sum / SEEDS, 0, 4 * sqrt(sum_square / SEEDS / SEEDS));
-        for (int i = 0; i < DV; i++) {
-            double deviation = sqrt(square[i] / SEEDS), bias = methods[m] == KNA_UNIFORM ? deviation / 60 : 0;
-            EXPECT_NEAR(out[i] / SEEDS, 0, 4 * deviation / sqrt(SEEDS) + bias);
+        for (int x = 0; x < DV; x++) {
+            double deviation = sqrt(square[x] / SEEDS), bias = methods[m] == KNA_UNIFORM ? deviation / 60 : 0;
+            EXPECT_NEAR(out[x] / SEEDS, 0, 4 * deviation / sqrt(SEEDS) + bias);
         }
         case_end(&c);
     }
@@ -322,6 +344,27 @@ static void certificates_hold(void)
             EXPECT_THAT(radius >= error, "radius %g, error %g", radius, error);
             case_end(&c);
         }
+    }
+}
+
+/* Whatever the head, and of a sample in strata. */
+static void certificates_of_other_heads(void)
+{
+    for (int i = 1; i < 2 * HEADS; i++) {
+        random_case c = { .guarded = false };
+        double radius = 0, error = 0;
+        begin_fixed(&c, (shape){ 1, 1, 10, 1024, 8, 8 }, 1.5);
+        c.options.method = KNA_UNIFORM;
+        c.options.k_near = 96;
+        c.options.samples = 128;
+        c.options.delta = 0.1f;
+        choose_head(&c, i % HEADS);
+        c.options.stratify = i >= HEADS;
+        c.options.certificate = i < HEADS ? KNA_CERTIFICATE_FINITE : KNA_CERTIFICATE_ASYMPTOTIC;
+        double over = missed(&c, rounds(300), &radius, &error);
+        EXPECT_THAT(over <= (i < HEADS ? 0.1 : 0.13), "head %d: %g over", i, over);
+        EXPECT_THAT(radius >= error, "radius %g, error %g", radius, error);
+        case_end(&c);
     }
 }
 
@@ -578,6 +621,7 @@ int main(int argc, char **argv)
     TEST(errors_as_predicted);
     TEST(all_is_exact);
     TEST(certificates_hold);
+    TEST(certificates_of_other_heads);
     TEST(as_near_as_asked);
     TEST(same_bits);
     TEST(one_by_one);

@@ -10,6 +10,18 @@ const char *kna_method_name(int method)
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
+const char *kna_diverse_name(int diverse)
+{
+    static const char *const names[KNA_DIVERSE_COUNT] = { "none", "mmr", "dpp", "quota" };
+    return diverse >= 0 && diverse < KNA_DIVERSE_COUNT ? names[diverse] : NULL;
+}
+
+const char *kna_tail_name(int tail)
+{
+    static const char *const names[KNA_TAIL_COUNT] = { "drop", "mean" };
+    return tail >= 0 && tail < KNA_TAIL_COUNT ? names[tail] : NULL;
+}
+
 static double count_seen(const kna__problem *p)
 {
     double seen = 0;

@@ -62,6 +62,9 @@ static bool is_chain(const kna__problem *p)
 static int check_chain(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
+    if (o->landmarks) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "landmarks: gradients by draws, of some queries at a time, cannot repeat them");
+    }
     if (o->samples < 2) {
         return KNA_FAIL(p->context, KNA_EINVAL, "samples: gradients take at least 2 draws of a row");
     }

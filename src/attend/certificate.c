@@ -63,18 +63,28 @@ static double square_about(const kna__moments *m, const double *at, int64_t dv)
     return fmax(0, m->wwvv - 2 * cross + norm * m->ww);
 }
 
-double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, double delta)
+double kna__variance_of_sample(const double *out, int64_t dv, int64_t all, const kna__moments *m)
 {
-    double s = (double)m->count, rest = (double)e->rest, square = square_about(m, e->out, e->dv), mean = 0;
-    if (m->count < 2) {
-        return m->count == e->rest ? 0 : INFINITY;
+    double s = (double)m->count, rest = (double)all, square = square_about(m, out, dv), mean = 0;
+    if (m->count == all || m->count < 2) {
+        return m->count == all ? 0 : INFINITY;
     }
-    for (int64_t i = 0; i < e->dv; i++) {
-        double r = m->wv[i] - e->out[i] * m->w;
+    for (int64_t i = 0; i < dv; i++) {
+        double r = m->wv[i] - out[i] * m->w;
         mean += r * r / s;
     }
     double trace = fmax(0, square - mean) / (s - 1);
-    return kna__normal_quantile(1 - delta / 2) * rest / e->denominator * sqrt(fmax(0, 1 - s / rest) * trace / s);
+    return rest * rest * fmax(0, 1 - s / rest) * trace / s;
+}
+
+double kna__radius_of_variance(double variance, double denominator, double delta)
+{
+    return kna__normal_quantile(1 - delta / 2) / denominator * sqrt(variance);
+}
+
+double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, double delta)
+{
+    return kna__radius_of_variance(kna__variance_of_sample(e->out, e->dv, e->rest, m), e->denominator, delta);
 }
 
 double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, double head, double most, double v_most,

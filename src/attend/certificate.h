@@ -31,11 +31,19 @@ typedef struct kna__estimate {
 } kna__estimate;
 
 /*
+ * The variance of rest / count * (sum of w (v - out) over the sample), for out as estimated: its trace, estimated with the correction
+ * for a finite population. INFINITY where one term is all there is of more.
+ */
+double kna__variance_of_sample(const double *out, int64_t dv, int64_t rest, const kna__moments *m);
+
+/*
  * The asymptotic radius: the ratio linearised around the estimate has residuals w_j (v_j - out); standard error with the correction
- * for a finite population, times the normal quantile of 1 - delta / 2, which covers any shape of their covariance (theory: a
+ * for a finite population, over the denominator, times the normal quantile of 1 - delta / 2, which covers any shape of their covariance (theory: a
  * Gaussian vector of a given trace is worst in one dimension). Honest only where the sample has met what there is to meet.
  */
 double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, double delta);
+/* The same for samples of parts of the tail, each by itself: their variances add up to this. */
+double kna__radius_of_variance(double variance, double denominator, double delta);
 
 /*
  * The finite-sample radius, for any law of the terms: no weight is above `most`, no |v| above v_most; `centre` (dv) was fixed

@@ -1,5 +1,5 @@
 /* nearest.c - the call: tiles of queries, the scan, the report. See nearest.h for the plan. */
-#include "nearest.h"
+#include "sampled.h"
 
 #include <math.h>
 
@@ -8,11 +8,33 @@ enum {
     TILE_SCORES_BYTES = 2 << 20 /* scores of a tile of queries stay in a second-level cache */
 };
 
+/* Room to choose from a pool; for quotas only for what is taken of the nearest. */
+static void cut_pool(const nearest_job *job, kna__pool *pool, kna__cutter *cutter)
+{
+    const kna__problem *p = job->problem;
+    const kna_attend_options *o = &p->options;
+    bool is_greedy = o->diverse == KNA_DIVERSE_MMR || o->diverse == KNA_DIVERSE_DPP;
+    size_t n = (size_t)job->ld, most = (size_t)(o->pool < job->ld ? o->pool : job->ld), count = is_greedy ? most : 0;
+    size_t determined = o->diverse == KNA_DIVERSE_DPP ? count : 0;
+    memset(pool, 0, sizeof *pool);
+    pool->basis_most = o->k_near < p->d ? o->k_near : p->d;
+    pool->unit = kna__cut(cutter, kna__size_product(count, (size_t)p->d), sizeof(float));
+    pool->cosine = kna__cut(cutter, count, sizeof(float));
+    pool->most = kna__cut(cutter, count, sizeof(float));
+    pool->factor = kna__cut(cutter, determined, sizeof(float));
+    pool->inner = kna__cut(cutter, determined, sizeof(float));
+    pool->basis = kna__cut(cutter, kna__size_product(determined, (size_t)pool->basis_most), sizeof(float));
+    pool->gain = kna__cut(cutter, count, sizeof(double));
+    pool->taken = kna__cut(cutter, o->diverse == KNA_DIVERSE_QUOTA ? n : count, sizeof(bool));
+}
+
 nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes)
 {
     nearest_room room;
     const kna_attend_options *o = &job->problem->options;
     size_t n = (size_t)job->ld, blocks = n / KNA_BLOCK, dv = (size_t)job->problem->dv;
+    size_t rest = o->diverse == KNA_DIVERSE_QUOTA ? n : 0, marks = o->diverse == KNA_DIVERSE_QUOTA || o->landmarks ? n : 0;
+    size_t strata = o->stratify ? (size_t)o->key_group_count : 1;
     size_t draws = o->method == KNA_TOPK ? 0 : (size_t)o->samples, groups = o->method == KNA_MOM ? (size_t)o->groups : 0;
     kna__cutter cutter = { base ? base + (size_t)worker * job->room_bytes : NULL, 0 };
     room.ids = kna__cut(&cutter, n, sizeof(int32_t));
@@ -23,8 +45,12 @@ nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, s
     room.topk_scratch = kna__cut(&cutter, 2 * blocks + 1 + n, sizeof(float));
     room.work = kna__cut(&cutter, n, sizeof(float));
     room.values = kna__cut(&cutter, dv, sizeof(float));
+    cut_pool(job, &room.pool, &cutter);
+    room.part = kna__cut(&cutter, rest, sizeof(float));
+    room.marked = marks ? kna__cut(&cutter, marks, sizeof(float)) : NULL;
     room.sums = kna__cut(&cutter, o->method == KNA_TOPK ? 0 : n, sizeof(double));
-    room.doubles = kna__cut(&cutter, 7 * dv, sizeof(double));
+    room.doubles = kna__cut(&cutter, kna__size_product(5 + 2 * strata, dv), sizeof(double));
+    room.strata = kna__cut(&cutter, strata, sizeof(kna__stratum));
     room.drawn = kna__cut(&cutter, draws, sizeof(int32_t));
     room.groups = kna__cut(&cutter, kna__size_product(groups, dv), sizeof(float));
     room.column = kna__cut(&cutter, groups, sizeof(float));
@@ -102,6 +128,18 @@ static void attend_row(void *argument, int64_t task, int worker)
     kna__nearest_attend(&row, &job->stats[row.query * p->h + row.head]);
 }
 
+/* Groups, landmarks, and sums of values. */
+static void cut_beside(nearest_job *job, kna__cutter *cutter)
+{
+    const kna__problem *p = job->problem;
+    const kna_attend_options *o = &p->options;
+    size_t n = o->diverse == KNA_DIVERSE_QUOTA ? (size_t)p->n : 0, steps = o->tail ? (size_t)(p->n / KNA_VALUE_STEP + 1) : 0;
+    job->groups.keys = kna__cut(cutter, n, sizeof(int32_t));
+    job->groups.first = kna__cut(cutter, o->diverse == KNA_DIVERSE_QUOTA ? (size_t)o->key_group_count + 1 : 0, sizeof(int64_t));
+    kna__landmarks_cut(&job->landmarks, p, cutter);
+    job->value_sums = kna__cut(cutter, kna__size_product((size_t)p->h_kv * steps, (size_t)p->dv), sizeof(double));
+}
+
 static size_t cut_scratch(nearest_job *job, char *base)
 {
     const kna__problem *p = job->problem;
@@ -118,6 +156,7 @@ static size_t cut_scratch(nearest_job *job, char *base)
     job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(kna__row_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
     job->v_most = kna__cut(&cutter, (size_t)p->h_kv, sizeof(double));
+    cut_beside(job, &cutter);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
 }
@@ -153,6 +192,25 @@ static int64_t choose_tile(const kna__problem *p, int64_t ld)
     return tile < 1 ? 1 : tile > p->m ? p->m : tile;
 }
 
+/* What all rows go by. */
+static void find_beside(nearest_job *job)
+{
+    const kna__problem *p = job->problem;
+    int threads = p->context->threads;
+    if (p->options.certificate == KNA_CERTIFICATE_FINITE) {
+        kna__parallel_for(threads, p->h_kv, find_largest_value, job);
+    }
+    if (p->options.diverse == KNA_DIVERSE_QUOTA) {
+        kna__groups_sort(p, &job->groups);
+    }
+    if (p->options.landmarks && p->n > p->options.k_near) { /* else nothing is chosen */
+        kna__landmarks_find(job);
+    }
+    if (p->options.tail) {
+        kna__parallel_for(threads, p->h_kv, kna__tail_sum, job);
+    }
+}
+
 int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_report *report)
 {
     nearest_job job;
@@ -170,9 +228,7 @@ int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_repor
     cut_scratch(&job, scratch);
     job.scale_max = largest_scale(&job);
     int threads = p->context->threads;
-    if (p->options.certificate == KNA_CERTIFICATE_FINITE) {
-        kna__parallel_for(threads, p->h_kv, find_largest_value, &job);
-    }
+    find_beside(&job);
     for (job.query = 0; job.query < p->m; job.query += job.tile) {
         job.queries = p->m - job.query < job.tile ? p->m - job.query : job.tile;
         kna__parallel_for(1, p->h_kv, read_queries, &job);

@@ -1,5 +1,6 @@
 /*
- * nearest.h - attention to the k nearest keys, found exactly: what nearest.c (the call) and nearest_row.c (one row) share.
+ * nearest.h - attention to the k nearest keys, found exactly: what nearest.c (the call), nearest_row.c (one row), nearest_head.c (its
+ * head), landmarks.c (keys in every head) and nearest_tail.c (a mean for the rest) share.
  *
  * A call goes by tiles of queries. Per tile, two parallel steps: scan (int8 scores of all keys for all rows of the tile, cut by
  * KV head and by blocks of keys, so that a single query still keeps every thread busy), then rows (each row by itself).
@@ -7,7 +8,26 @@
 #ifndef KNA_NEAREST_H
 #define KNA_NEAREST_H
 
+#include "diverse.h"
 #include "report.h"
+
+/* Keys by their groups. */
+typedef struct nearest_groups {
+    int32_t *keys;  /* (n) those of group 0, ascending, then of group 1 .. */
+    int64_t *first; /* (groups + 1) places in keys */
+} nearest_groups;
+
+/* Keys that have the most softmax of the queries of a head, for each block of queries. */
+typedef struct nearest_landmarks {
+    int64_t count, blocks; /* at most so many a set; sets: 1 where queries have no order */
+    bool has_order;
+    int32_t *keys;  /* (h, blocks, count) */
+    int32_t *found; /* (h, blocks) how many there are */
+    float *rooms;   /* (threads, n) */
+    float *mass;    /* (threads, n rounded up to blocks) */
+    int32_t *ids;   /* (threads, 2 n, likewise) */
+    float *scratch; /* (threads, 2 n + n / 16 + 1, likewise) */
+} nearest_landmarks;
 
 typedef struct nearest_job {
     const kna__problem *problem;
@@ -26,8 +46,11 @@ typedef struct nearest_job {
     float *audits;               /* (m h) errors of the audited rows, for their quantile */
     char *rooms;
     size_t room_bytes;
-    float scale_max; /* largest scale of any key */
-    double *v_most;  /* (h_kv) largest |v|, for a finite certificate */
+    float scale_max;             /* largest scale of any key */
+    double *v_most;              /* (h_kv) largest |v|, for a finite certificate */
+    nearest_groups groups;       /* option key_groups */
+    nearest_landmarks landmarks; /* option landmarks */
+    double *value_sums;          /* (h_kv, n / KNA_VALUE_STEP + 1, dv): of all values before so many rows; option tail */
 } nearest_job;
 
 /* A worker's room for one row; arrays of ld entries unless said. */
@@ -40,11 +63,17 @@ typedef struct nearest_room {
     float *work;         /* ld */
     float *values;       /* dv: the row's sum of weighted values */
 
+    /* For heads that are not the k nearest keys. */
+    kna__pool pool; /* its logits are `exact` */
+    float *part;    /* scores of a group */
+    float *marked;  /* logits of keys that are in the head already; -inf: they are not */
+
     /* For methods that sample. */
-    double *sums;           /* of the head's weights */
-    double *doubles;        /* 7 dv */
-    int32_t *drawn;         /* option samples */
-    float *groups, *column; /* (option groups, dv) and one column of that */
+    double *sums;                /* of the head's weights */
+    double *doubles;             /* 5 dv and 2 dv for each stratum */
+    struct kna__stratum *strata; /* option key_group_count, or 1 */
+    int32_t *drawn;              /* option samples */
+    float *groups, *column;      /* (option groups, dv) and one column of that */
 } nearest_room;
 
 /* The row being worked on. */
@@ -57,6 +86,9 @@ typedef struct nearest_row {
     int64_t first_block, end_block;
     int64_t seen, listed; /* visible keys, keys on the list */
     int64_t scored;       /* keys whose logit was computed in full: more than are listed */
+    int64_t mixed;        /* values read */
+    int64_t rejected;     /* keys that were to choose from and are not listed */
+    float bound;          /* no logit of a key that is not listed is above */
     float q_l1;           /* sum |q| */
     int32_t stale;        /* scored keys that the index describes otherwise */
 } nearest_row;
@@ -64,6 +96,21 @@ typedef struct nearest_row {
 nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, size_t *bytes);
 
 void kna__nearest_attend(nearest_row *row, kna__row_stats *stats);
+
+/* nearest_head.c - keys by group; the row's head, of more keys that it sees than option k_near. */
+void kna__groups_sort(const kna__problem *problem, nearest_groups *groups);
+void kna__head_choose(nearest_row *row);
+
+/* landmarks.c - room; all sets of a call; those of a row, returns how many. */
+void kna__landmarks_cut(nearest_landmarks *landmarks, const kna__problem *problem, kna__cutter *cutter);
+void kna__landmarks_find(nearest_job *job);
+int64_t kna__landmarks_of(const nearest_landmarks *landmarks, int64_t head, int64_t query, const int32_t **keys);
+
+/* nearest_tail.c - the sums of one KV head's values; the mean value of what a row sees and has not listed. Returns how many values it
+ * read. */
+enum { KNA_VALUE_STEP = 64 };
+void kna__tail_sum(void *job, int64_t kv_head, int worker);
+int64_t kna__tail_mean(const nearest_row *row, double *mean);
 
 int kna__attend_nearest(const kna__problem *problem, const kna_index *index, kna_report *report);
 

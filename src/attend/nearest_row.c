@@ -1,6 +1,6 @@
 /*
- * nearest_row.c - one row: which keys it sees, the k nearest of them, their softmax. The rest is dropped; its mass is known from
- * the scan all the same.
+ * nearest_row.c - one row: which keys it sees, its head of them, and their softmax. The rest is dropped, or its mean value stands for
+ * it; its mass is known from the scan.
  */
 #include "sampled.h"
 
@@ -38,72 +38,6 @@ static void see(nearest_row *row)
     }
 }
 
-/*
- * The bound is that of find_nearest() with half a step of the query's int8 in every column, times the key's largest number. A soft
- * cap only shrinks differences: fewer are found.
- */
-static int32_t count_stale(const nearest_row *row, const int32_t *ids, const float *approx, const float *exact, int64_t count)
-{
-    const nearest_job *job = row->job;
-    const kna__problem *p = job->problem;
-    const float *scales = kna__index_scales(job->index, row->kv_head, 0);
-    int64_t at = (row->kv_head * job->tile + (row->query - job->query)) * p->g + row->head % p->g;
-    float lost = job->q_scale[at] * 0.5f * (float)p->d * 127.0f, beta = 0.51f * row->q_l1 + lost;
-    int32_t stale = 0;
-    for (int64_t i = 0; i < count; i++) {
-        float bound = beta * scales[ids[i]] + 1e-5f * fabsf(exact[i]) + 1e-6f * p->options.softcap;
-        stale += !(fabsf(exact[i] - approx[i]) <= bound);
-    }
-    return stale;
-}
-
-/*
- * Exact top-k. An approximate logit is off by at most scale_j * beta: half a step of the key's int8 in every column, times |q|,
- * and its largest number, 127 steps, times what the query's two int8 parts lost; plus what f32 products lose (0.51 in place of
- * 0.5 covers that up to d = 1,024; soft cap only shrinks differences). The k-th largest approximation less its error is below
- * the true k-th logit, so only keys that could reach it are scored in full.
- */
-static void find_nearest(nearest_row *row, int64_t k)
-{
-    const nearest_job *job = row->job;
-    const kna__problem *p = job->problem;
-    nearest_room *room = &row->room;
-    const float *scales = kna__index_scales(job->index, row->kv_head, 0);
-    int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
-    int64_t q_at = (row->kv_head * job->tile + (row->query - job->query)) * p->g + row->head % p->g;
-    float beta = 0.51f * row->q_l1 + 128.0f * job->q_lost[q_at], kth = INFINITY;
-    kna__topk(p->kernels, room->found, row->s + first, (size_t)count, (size_t)k, room->found_scratch, room->topk_scratch);
-    for (int64_t i = 0; i < k; i++) {
-        kth = fminf(kth, row->s[first + room->found[i]]);
-    }
-    float sure = kth - beta * job->scale_max - 1e-5f * fabsf(kth);
-    int64_t candidates = (int64_t)p->kernels->select(room->found, row->s + first, (size_t)count, sure - beta * job->scale_max, 0);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < candidates; i++) {
-        int64_t j = first + room->found[i];
-        if (row->s[j] + beta * scales[j] + 1e-5f * fabsf(row->s[j]) >= sure) {
-            room->found[kept++] = (int32_t)j;
-        }
-    }
-    p->kernels->dot_at[p->k.type](room->work, 0, row->q, 0, 1, kna__span_at(&p->k, row->kv_head, 0), room->found, (size_t)kept,
-                                  (size_t)p->d);
-    kna__logits_finish_at(p, row->head, row->query, room->found, room->work, kept);
-    for (int64_t i = 0; i < kept; i++) {
-        room->approx[i] = row->s[room->found[i]];
-    }
-    row->stale = count_stale(row, room->found, room->approx, room->work, kept);
-    row->scored = kept;
-    if (kept > k) {
-        kna__topk(p->kernels, room->ids, room->work, (size_t)kept, (size_t)k, room->found_scratch, room->topk_scratch);
-    }
-    for (int64_t i = 0; i < k; i++) {
-        int64_t at = kept > k ? room->ids[i] : i;
-        room->exact[i] = room->work[at];
-        room->ids[i] = room->found[at];
-    }
-    row->listed = k;
-}
-
 /* Bytes read: keys scored, values mixed, the scan; in those of one key and its value. */
 static double bytes_read(const nearest_row *row, int64_t keys, int64_t values)
 {
@@ -125,7 +59,18 @@ static void attend_exact(nearest_row *row, kna__row_stats *stats)
     kna__state_write(p, row->head, row->query, state, row->room.values);
 }
 
-/* The tail is dropped; its mass is known from the scan all the same. */
+/* So much of the softmax has the mean value of the tail. Returns how many values that took. */
+static int64_t add_mean(nearest_row *row, kna__state *state, double tail)
+{
+    int64_t dv = row->job->problem->dv, read = kna__tail_mean(row, row->room.doubles);
+    for (int64_t c = 0; c < dv; c++) {
+        row->room.values[c] += (float)(tail * row->room.doubles[c]);
+    }
+    state->sum += tail;
+    return read;
+}
+
+/* The mass of the tail is known from the scan, whether it is dropped or not. */
 static void attend_topk(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
@@ -144,6 +89,7 @@ static void attend_topk(nearest_row *row, kna__row_stats *stats)
     memset(room->values, 0, (size_t)p->dv * sizeof(float));
     p->kernels->mix_at[p->v.type](room->values, 0, room->exact, 0, 1, kna__span_at(&p->v, row->kv_head, 0), room->ids,
                                   (size_t)row->listed, (size_t)p->dv);
+    row->mixed = row->listed + (p->options.tail == KNA_TAIL_MEAN ? add_mean(row, &state, tail) : 0);
     kna__state_write(p, row->head, row->query, state, room->values);
 }
 
@@ -159,15 +105,16 @@ void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
         kna__sampled_exact(row);
         return;
     }
-    find_nearest(row, p->options.k_near);
+    kna__head_choose(row);
+    row->mixed = row->listed;
     if (p->options.method == KNA_TOPK) {
         attend_topk(row, stats);
-        stats->keys_full = (float)row->listed;
+        stats->keys_full = (float)(row->listed + row->rejected);
     } else {
         kna__sampled_attend(row, stats);
     }
     if (p->options.radius) {
         p->options.radius[row->head * p->m + row->query] = stats->radius;
     }
-    stats->read = bytes_read(row, row->scored, row->listed);
+    stats->read = bytes_read(row, row->scored, row->mixed);
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#define LL(x) ((long long)(x))
+#define LL(x)    ((long long)(x))
 #define FARTHEST (INT64_C(4) * KNA_MAX_ROWS) /* no key is further from a query's position */
 
 static int check_size_field(kna_context *context, const kna_attend_options *options)
@@ -25,12 +25,72 @@ static bool is_bad(float x, float low)
     return !(isfinite(x) && x >= low);
 }
 
+/* Methods whose head is the k nearest keys. */
+static bool has_nearest_head(int method)
+{
+    return method == KNA_TOPK || (method >= KNA_UNIFORM && method <= KNA_MOM);
+}
+
+static int check_diverse(kna_context *context, const kna_attend_options *o)
+{
+    if (o->diverse < 0 || o->diverse >= KNA_DIVERSE_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "diverse: %d is none of none, mmr, dpp, quota", o->diverse);
+    }
+    if (o->diverse && !has_nearest_head(o->method)) {
+        return KNA_FAIL(context, KNA_EINVAL, "diverse: %s has no head to choose by %s", kna_method_name(o->method),
+                        kna_diverse_name(o->diverse));
+    }
+    if (is_bad(o->mmr_lambda, 0) || o->mmr_lambda > 1) {
+        return KNA_FAIL(context, KNA_EINVAL, "mmr_lambda: %g is outside (0, 1]", (double)o->mmr_lambda);
+    }
+    if (is_bad(o->dpp_theta, 0) || o->dpp_theta > 40) {
+        return KNA_FAIL(context, KNA_EINVAL, "dpp_theta: %g is outside (0, 40]", (double)o->dpp_theta);
+    }
+    if (is_bad(o->quota, 0) || o->quota > 1) {
+        return KNA_FAIL(context, KNA_EINVAL, "quota: %g is outside (0, 1]", (double)o->quota);
+    }
+    if (o->pool < 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "pool: %lld must be at least 0", LL(o->pool));
+    }
+    return KNA_OK;
+}
+
+static int check_head(kna_context *context, const kna_attend_options *o)
+{
+    KNA_TRY(check_diverse(context, o));
+    if (o->stratify && o->method != KNA_UNIFORM) {
+        return KNA_FAIL(context, KNA_EINVAL, "stratify: %s samples no tail", kna_method_name(o->method));
+    }
+    if (o->stratify && o->certificate != KNA_CERTIFICATE_ASYMPTOTIC) {
+        return KNA_FAIL(context, KNA_EINVAL, "stratify: there is no finite certificate of a stratified sample");
+    }
+    if ((o->stratify || o->diverse == KNA_DIVERSE_QUOTA) && !o->key_groups) {
+        return KNA_FAIL(context, KNA_EINVAL, "key_groups: null, and %s needs the groups of keys",
+                        o->stratify ? "stratify" : "quota");
+    }
+    if (o->landmarks < 0 || o->landmarks > KNA_MAX_LANDMARKS) {
+        return KNA_FAIL(context, KNA_EINVAL, "landmarks: %lld is outside 0..%d", LL(o->landmarks), KNA_MAX_LANDMARKS);
+    }
+    if (o->landmarks && !has_nearest_head(o->method)) {
+        return KNA_FAIL(context, KNA_EINVAL, "landmarks: %s has no head to put them in", kna_method_name(o->method));
+    }
+    if (o->tail < 0 || o->tail >= KNA_TAIL_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "tail: %d is none of drop, mean", o->tail);
+    }
+    if (o->tail && o->method != KNA_TOPK) {
+        return KNA_FAIL(context, KNA_EINVAL, "tail: %s drops none", kna_method_name(o->method));
+    }
+    return KNA_OK;
+}
+
 static int check_options(kna_context *context, const kna_attend_options *o)
 {
     KNA_TRY(check_size_field(context, o));
     if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
-        return KNA_FAIL(context, KNA_EINVAL, "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom, performer",
-                        o->method);
+        return KNA_FAIL(
+            context, KNA_EINVAL,
+            "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom, performer",
+            o->method);
     }
     if (!isfinite(o->scale)) {
         return KNA_FAIL(context, KNA_EINVAL, "scale: must be finite");
@@ -71,6 +131,7 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (o->draws && (o->method < KNA_GUMBEL || o->method > KNA_MOM)) {
         return KNA_FAIL(context, KNA_EINVAL, "draws: %s draws no keys", kna_method_name(o->method));
     }
+    KNA_TRY(check_head(context, o));
     if (is_bad(o->audit, 0) || o->audit > 1) {
         return KNA_FAIL(context, KNA_EINVAL, "audit: %g is outside [0, 1]", (double)o->audit);
     }
@@ -91,7 +152,8 @@ static int check_rows(kna_context *context, kna_rows *rows, const char *name)
     size_t row_bytes = kna__row_bytes(rows->type, rows->dim);
     if (!row_bytes) {
         const char *type = kna_type_name(rows->type);
-        return KNA_FAIL(context, KNA_ETYPE, "%s: type %s has no rows of %lld numbers", name, type ? type : "unknown", LL(rows->dim));
+        return KNA_FAIL(context, KNA_ETYPE, "%s: type %s has no rows of %lld numbers", name, type ? type : "unknown",
+                        LL(rows->dim));
     }
     if (!rows->row_stride_bytes) {
         rows->row_stride_bytes = (int64_t)row_bytes;
@@ -130,7 +192,8 @@ static int check_shapes(kna_context *context, const kna__problem *p)
                         LL(p->v.heads), LL(p->v.rows));
     }
     if (p->q.heads % p->k.heads) {
-        return KNA_FAIL(context, KNA_ESHAPE, "%lld query heads are not a multiple of %lld key heads", LL(p->q.heads), LL(p->k.heads));
+        return KNA_FAIL(context, KNA_ESHAPE, "%lld query heads are not a multiple of %lld key heads", LL(p->q.heads),
+                        LL(p->k.heads));
     }
     return KNA_OK;
 }
@@ -166,6 +229,28 @@ static int check_per_head(kna_context *context, const float *x, int64_t h, float
     return KNA_OK;
 }
 
+/* Labels of all keys; and what depends on k. */
+static int check_groups(kna_context *context, const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    if (o->key_groups && (o->key_group_count < 1 || o->key_group_count > KNA_MAX_KEY_GROUPS)) {
+        return KNA_FAIL(context, KNA_ELIMIT, "key_group_count: %lld is outside 1..%d", LL(o->key_group_count), KNA_MAX_KEY_GROUPS);
+    }
+    for (int64_t i = 0; o->key_groups && i < p->n; i++) {
+        if (o->key_groups[i] < 0 || o->key_groups[i] >= o->key_group_count) {
+            return KNA_FAIL(context, KNA_EINVAL, "key_groups: %d at key %lld is outside 0..%lld", (int)o->key_groups[i], LL(i),
+                            LL(o->key_group_count - 1));
+        }
+    }
+    if (o->pool < o->k_near && (o->diverse == KNA_DIVERSE_MMR || o->diverse == KNA_DIVERSE_DPP)) {
+        return KNA_FAIL(context, KNA_EINVAL, "pool: %lld is below k_near, %lld", LL(o->pool), LL(o->k_near));
+    }
+    if (o->landmarks && o->landmarks >= o->k_near) {
+        return KNA_FAIL(context, KNA_EINVAL, "landmarks: %lld is not below k_near, %lld", LL(o->landmarks), LL(o->k_near));
+    }
+    return KNA_OK;
+}
+
 static int64_t at_most(int64_t x, int64_t limit)
 {
     return x < limit ? x : limit;
@@ -183,6 +268,10 @@ static void fill_defaults(kna__problem *p)
     o->near_sinks = o->near_sinks ? at_most(o->near_sinks < 0 ? 0 : o->near_sinks, KNA_MAX_ROWS) : 4;
     o->near_window = o->near_window ? at_most(o->near_window < 0 ? 0 : o->near_window, KNA_MAX_ROWS) : 64;
     o->window = at_most(o->window, FARTHEST);
+    o->pool = at_most(o->pool ? o->pool : 4 * o->k_near, KNA_MAX_ROWS);
+    o->mmr_lambda = o->mmr_lambda > 0 ? o->mmr_lambda : 0.7f;
+    o->dpp_theta = o->dpp_theta > 0 ? o->dpp_theta : 4.0f;
+    o->quota = o->quota > 0 ? o->quota : 0.2f;
     if (!p->out.row_stride_bytes) {
         p->out.row_stride_bytes = p->dv * (int64_t)sizeof(float);
     }
@@ -231,5 +320,5 @@ int kna__problem_init(kna__problem *p, kna_context *context, const kna_out_rows 
     KNA_TRY(check_per_head(context, p->options.slopes, p->h, p->mask.data ? 0x1p-126f : -0x1p127f, "slopes"));
     KNA_TRY(check_per_head(context, p->options.sinks, p->h, -0x1p127f, "sinks"));
     fill_defaults(p);
-    return KNA_OK;
+    return check_groups(context, p);
 }

@@ -100,12 +100,12 @@ int32_t kna__draw_by_rejection(kna__sampler *s, double *level)
 }
 
 /* Fisher and Yates' shuffle, as far as it is wanted: samples of different sizes are nested. */
-void kna__draw_tail(kna__sampler *s, int64_t *drawn, int64_t count)
+void kna__draw_tail(kna__sampler *s, int32_t *keys, int64_t n, int64_t *drawn, int64_t count)
 {
     for (; *drawn < count; ++*drawn) {
-        int64_t other = *drawn + below(s, s->rest - *drawn);
-        int32_t key = s->tail[other];
-        s->tail[other] = s->tail[*drawn];
-        s->tail[*drawn] = key;
+        int64_t other = *drawn + below(s, n - *drawn);
+        int32_t key = keys[other];
+        keys[other] = keys[*drawn];
+        keys[*drawn] = key;
     }
 }

@@ -1,9 +1,9 @@
 /*
  * sampled.h - attention by sampling: the keys of a row are a head, the k nearest ones found exactly, and a tail of which only a
- * sample is looked at. sampled.c draws keys, sampled_row.c makes estimates of the draws.
+ * sample is looked at. sampled.c draws keys, sampled_row.c makes estimates of the draws, sampled_tail.c of uniform samples.
  *
- * Weights are relative to exp(shift), shift being the largest logit. No logit of the tail is above `bound`: the head is exactly the
- * k nearest. Random numbers belong to (seed, head, position of the query) and a counter, so a row decoded by itself draws what it
+ * Weights are relative to exp(shift), shift being the largest logit of the head. No logit of the tail is above `bound`: the least of
+ * the head, or, where that is not simply the nearest keys, the largest of all others (nearest_head.c knows it). Random numbers belong to (seed, head, position of the query) and a counter, so a row decoded by itself draws what it
  * draws in a batch.
  */
 #ifndef KNA_SAMPLED_H
@@ -36,8 +36,18 @@ void kna__sampler_logits(kna__sampler *s, const int32_t *keys, int64_t count, fl
 /* One key by the softmax of the row, exactly. *level: the maximum that came with it, or how many tries it took. */
 int32_t kna__draw_gumbel(kna__sampler *s, double *level);
 int32_t kna__draw_by_rejection(kna__sampler *s, double *level);
-/* The tail's first `count` entries are a uniform sample of it; *drawn of them are so already. */
-void kna__draw_tail(kna__sampler *s, int64_t *drawn, int64_t count);
+/* The first `count` of n keys are a uniform sample of them; *drawn of them are so already. */
+void kna__draw_tail(kna__sampler *s, int32_t *keys, int64_t n, int64_t *drawn, int64_t count);
+
+/* A part of the tail, and the sample that stands for it. */
+typedef struct kna__stratum {
+    int32_t *keys;
+    int64_t rest, drawn;
+    kna__moments m;
+} kna__stratum;
+
+/* sampled_tail.c - a row by its head and a uniform sample of the tail. */
+void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s, kna__state state);
 
 /* sampled_row.c - a row whose k nearest keys have been found. */
 void kna__sampled_attend(nearest_row *row, kna__row_stats *stats);

@@ -78,6 +78,7 @@ completes '--causal --causal-shift' attend --caus
 completes '--k --k-near --kv-type' attend --q a.npy --k
 completes 'exact' attend --method e
 completes 'knn' attend --method k
+completes 'mmr' attend --diverse m
 completes 'avx2 avx512 avx512vnni' bench decode --cpu a
 completes 'a.npy b' attend --q ''
 completes 'a.npy b' attend --out ''
