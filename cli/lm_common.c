@@ -33,6 +33,8 @@ const cli_option lm_choice_options[] = {
       "knn: recent keys always read in full (default 64)" },
     { "exact-below", 0, CLI_INT, CHOICE(exact_below), 0, KNA_MAX_ROWS, NULL, "N",
       "topk, knn: every key is read while fewer are seen (default 1024)" },
+    { "full-every", 0, CLI_INT, CHOICE(full_every), 1, KNA_MAX_ROWS, NULL, "R",
+      "topk, knn: layers 0, R, 2 R .. read every key (default: none)" },
     { "eps", 0, CLI_REAL, CHOICE(eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E (default 0: K as given)" },
     { "delta", 0, CLI_REAL, CHOICE(delta), 0, 1, NULL, "D",
@@ -51,6 +53,7 @@ lm_attention lm_attention_of(int method, int flash, const lm_choice *settings)
     attention.near_sinks = settings->near_sinks;
     attention.near_window = settings->near_window;
     attention.exact_below = settings->exact_below;
+    attention.full_every = settings->full_every;
     attention.eps = settings->eps;
     attention.delta = settings->delta;
     attention.audit = settings->audit;

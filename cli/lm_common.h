@@ -24,10 +24,10 @@ extern const cli_option lm_input_options[];
 /* --method and its settings, into an lm_attention */
 typedef struct lm_choice {
     int method; /* an lm_method */
-    int64_t flash, k_near, near_sinks, near_window, exact_below;
+    int64_t flash, k_near, near_sinks, near_window, exact_below, full_every;
     double eps, delta, audit;
 } lm_choice;
-#define LM_CHOICE { LM_EXACT, 1, -1, -1, -1, -1, -1.0, -1.0, -1.0 }
+#define LM_CHOICE { LM_EXACT, 1, -1, -1, -1, -1, -1, -1.0, -1.0, -1.0 }
 extern const cli_option lm_choice_options[];       /* with --method and --fa first, then the settings */
 extern const cli_option *const lm_choice_settings; /* the settings alone */
 

@@ -292,13 +292,21 @@ static void keep_limit(struct knnattn_engine *engine)
     engine->is_full = true;
 }
 
+/* Global context: every so many layers look at all there is. Layers are told apart by the names of their caches. */
+static bool is_full_layer(const struct knnattn_settings *settings, const struct ggml_tensor *op)
+{
+    int layer = layer_of(op);
+
+    return settings->full_every > 0 && layer >= 0 && layer % settings->full_every == 0;
+}
+
 static int attend_stream(struct knnattn_engine *engine, const struct ggml_tensor *op, kna_attend_options *options, int64_t stream)
 {
     const struct knnattn_settings *settings = &engine->settings;
     struct operands operands = operands_of(op, stream);
     kna_report report = { 0 };
     struct knnattn_done done = { .slot = settings->slot, .layer = layer_of(op), .report = &report };
-    bool indexed = settings->method == KNNATTN_TOPK || settings->method == KNNATTN_KNN;
+    bool indexed = (settings->method == KNNATTN_TOPK || settings->method == KNNATTN_KNN) && !is_full_layer(settings, op);
     int status = KNA_ENOMEM;
 
     options->mask = mask_of(op->src[3], stream);

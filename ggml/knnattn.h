@@ -17,6 +17,7 @@
  *     KNNATTN_SINKS        knn: first keys always read in full                                              (4)
  *     KNNATTN_WINDOW       knn: most recent keys always read in full                                        (64)
  *     KNNATTN_EXACT_BELOW  every key is read while the last query of a call sees fewer                      (1024)
+ *     KNNATTN_FULL_EVERY   R: layers 0, R, 2 R .. of the cache read every key, and have no index; 1: all do      (none)
  *     KNNATTN_INDEX_KIB    most memory for the indexes of a context, in KiB; above, every key is read; 0: any (0)
  *     KNNATTN_AUDIT        share of rows also computed exactly, for the report                              (0)
  *     KNNATTN_CPU          best | ref | avx2 | avx512 | avx512vnni | neon                                   (best)
@@ -55,7 +56,8 @@ typedef int (*knnattn_configure_t)(const char *settings, char *message, size_t m
 struct knnattn_report {
     size_t size; /* set to sizeof(struct knnattn_report) before the call */
     int64_t calls;
-    int64_t calls_exact; /* of which every key was read: method exact, few cells, or memory short or above its limit */
+    int64_t calls_exact; /* of which every key was read: method exact, few cells, a layer of FULL_EVERY, or memory short or above
+                            its limit */
     int64_t rows;
     int64_t rows_exact;  /* rows that took every key they see */
     double keys_seen;    /* sum over rows of the keys the mask allows */

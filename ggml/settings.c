@@ -159,6 +159,11 @@ static bool parse_exact_below(struct knnattn_settings *settings, const char *val
     return parse_whole(value, 0, KNA_MAX_ROWS, &settings->exact_below);
 }
 
+static bool parse_full_every(struct knnattn_settings *settings, const char *value)
+{
+    return parse_whole(value, 1, KNA_MAX_ROWS, &settings->full_every);
+}
+
 static bool parse_index_kib(struct knnattn_settings *settings, const char *value)
 {
     return parse_whole(value, 0, INDEX_KIB_MOST, &settings->index_kib);
@@ -263,6 +268,7 @@ static const struct setting settings_table[] = {
     { "sinks", parse_sinks, permit_rows, IN_BOTH },
     { "window", parse_window, permit_rows, IN_BOTH },
     { "exact_below", parse_exact_below, permit_rows, IN_BOTH },
+    { "full_every", parse_full_every, permit_k, IN_BOTH },
     { "index_kib", parse_index_kib, permit_kib, IN_BOTH },
     { "audit", parse_audit, permit_share, IN_BOTH },
     { "cpu", parse_cpu, permit_cpu, IN_BOTH },

@@ -17,7 +17,7 @@ enum knnattn_method { KNNATTN_OFF, KNNATTN_EXACT, KNNATTN_TOPK, KNNATTN_KNN };
 
 struct knnattn_settings {
     enum knnattn_method method;
-    int64_t k, sinks, window, exact_below, index_kib;
+    int64_t k, sinks, window, exact_below, full_every, index_kib;
     float eps, delta, audit;
     int cpu, threads, slot, summary;
     char report[KNNATTN_PATH_BYTES];

@@ -276,6 +276,7 @@ static void add_settings(cJSON *object, const struct knnattn_settings *settings)
     add_number(object, "sinks", (double)settings->sinks);
     add_number(object, "window", (double)settings->window);
     add_number(object, "exact_below", (double)settings->exact_below);
+    add_number(object, "full_every", (double)settings->full_every);
     add_number(object, "index_kib", (double)settings->index_kib);
     add_number(object, "audit", (double)settings->audit);
     cJSON_AddStringToObject(object, "cpu", kna_cpu_name(settings->cpu));

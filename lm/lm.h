@@ -117,11 +117,12 @@ typedef struct lm_attention {
     int64_t near_sinks;  /* first keys always read in full */
     int64_t near_window; /* most recent keys always read in full */
     int64_t exact_below; /* every key is read while the last query of a call sees fewer */
+    int64_t full_every;  /* layers 0, r, 2 r .. read every key */
     double eps;          /* raise k until the estimated distance to softmax is at most this */
     double delta;        /* raise k until at most this share of rows is off by more than eps, as drawn rows say */
     double audit;        /* share of rows also computed exactly */
 } lm_attention;
-#define LM_ATTENTION { LM_EXACT, 1, -1, -1, -1, -1, -1.0, -1.0, -1.0 }
+#define LM_ATTENTION { LM_EXACT, 1, -1, -1, -1, -1, -1, -1.0, -1.0, -1.0 }
 
 /* What the plugin did for a session, over layers and steps. A row is one (query, head) pair. rows = 0: nothing went through it. */
 typedef struct lm_usage {

@@ -118,7 +118,7 @@ const char *lm_runtime_plugin(void)
 /* ------------------------------------------------------------------ settings */
 
 typedef struct line {
-    char text[256];
+    char text[320];
     size_t used;
 } line;
 
@@ -140,7 +140,7 @@ static void append_count(line *to, const char *name, int64_t value)
     }
 }
 
-/* Numbers are bounded in length, so the line cannot overflow: 9 settings of at most 28 characters. */
+/* Numbers are bounded in length, so the line cannot overflow: 10 settings of at most 30 characters. */
 static void write_settings(line *to, const lm_attention *attention, int slot)
 {
     append(to, "method=%s,slot=%d", lm_method_names[attention->method], slot);
@@ -148,6 +148,7 @@ static void write_settings(line *to, const lm_attention *attention, int slot)
     append_count(to, "sinks", attention->near_sinks);
     append_count(to, "window", attention->near_window);
     append_count(to, "exact_below", attention->exact_below);
+    append_count(to, "full_every", attention->full_every);
     if (attention->eps >= 0.0) {
         append(to, ",eps=%.9g", attention->eps);
     }

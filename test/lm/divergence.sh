@@ -21,4 +21,10 @@ holds "far off" 'a["kld"] > 0.1' theirs.json
 holds "divergence" 'abs(a["compare"]["kl_divergence"] / b["kld"] - 1) < 0.02' ours.json theirs.json
 holds "agreement" 'abs(100 * a["compare"]["top_token_agreement"] - b["same"]) < 1' ours.json theirs.json
 holds "dropped" '0 < a["attention"]["tail_mass"] < 1 and a["attention"]["keys_full"] < 0.2' ours.json
-finish 4
+
+# Every fourth of 30 layers reads every key: eight of them, each 9 heads of 256 queries; of the others what sees no more than 3 keys does.
+"$KNA" ppl -m "$model" -f text.txt $one -c 256 --chunks 1 --method topk --k-near 3 --exact-below 0 --full-every 4 --compare --json >full.json
+holds "full layers" 'a["attention"]["rows"] == 30 * 9 * 256 and a["attention"]["rows_exact"] == 8 * 9 * 256 + 22 * 9 * 3' full.json
+holds "nearer" 'a["compare"]["kl_divergence"] < b["compare"]["kl_divergence"] and a["attention"]["index_bytes"] < b["attention"]["index_bytes"]' full.json ours.json
+refuses 2 "--full-every: '0' is not an integer in 1.." "$KNA" ppl -m "$model" -f text.txt --full-every 0
+finish 7

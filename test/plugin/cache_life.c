@@ -409,6 +409,41 @@ static void encoded_when_loaded(void)
     cache_free(&cache);
 }
 
+/* Every so many layers read every key, to the bit as method exact does, and have no index; the others do not. */
+static void full_layers(void)
+{
+    for (int every = 1; every <= 4; every++) {
+        char settings[100];
+        snprintf(settings, sizeof(settings), NEAR ",full_every=%d,slot=6", every);
+        ggml_backend_t backend = fresh_backend_with(settings), exact = fresh_backend_with("method=exact,slot=7");
+        for (int layer = 0; layer < 9; layer++) {
+            char name[32];
+            struct cache cache = cache_new(GGML_TYPE_F16);
+            snprintf(name, sizeof(name), "cache_k_l%d", layer);
+            ggml_set_name(cache.k, name);
+            name[6] = 'v';
+            ggml_set_name(cache.v, name);
+            fill(cache.k, 1.0);
+            fill(cache.v, 1.0);
+            struct question q = question_new(&cache, 448, 1);
+            report_reset(6);
+            float *got = answer(backend, &q), *want = answer(exact, &q);
+            struct knnattn_report r = report_of_slot(6);
+            bool is_full = layer % every == 0;
+            EXPECT_INT(r.calls, STREAMS);
+            EXPECT_INT(r.calls_exact, is_full ? STREAMS : 0);
+            EXPECT_INT(r.rows_indexed, is_full ? 0 : 448 * STREAMS);
+            EXPECT((memcmp(got, want, ggml_nbytes(q.out)) == 0) == is_full);
+            free(got);
+            free(want);
+            question_free(&q);
+            cache_free(&cache);
+        }
+        ggml_backend_free(backend);
+        ggml_backend_free(exact);
+    }
+}
+
 /* What nobody announced is found, counted and repaired. */
 static void found_out(void)
 {
@@ -625,6 +660,7 @@ int main(int argc, char **argv)
     TEST(rows_outside);
     TEST(only_what_changed);
     TEST(encoded_when_loaded);
+    TEST(full_layers);
     TEST(found_out);
     TEST(another_context_writes);
     TEST(reshaped);

@@ -68,6 +68,9 @@ static void messages(void)
     refused("sinks=-1", "sinks=-1: must be a whole number from 0");
     refused("window=many", "window=many: must be a whole number from 0");
     refused("exact_below=-5", "exact_below=-5");
+    refused("full_every=0", "full_every=0: must be a whole number from 1");
+    refused("full_every=-2", "full_every=-2: must be a whole number from 1");
+    refused("full_every=few", "full_every=few: must be a whole number from 1");
     refused("index_kib=-1", "index_kib=-1: must be a whole number from 0 (no limit)");
     refused("index_kib=0.5", "index_kib=0.5: must be");
     refused("threads=1025", "threads=1025: must be a whole number from 0");
@@ -79,7 +82,7 @@ static void messages(void)
     refused("method=knn,k=-3", "k=-3");
     EXPECT_INT(configure("k=-3", NULL, 0), -1);
     EXPECT_INT(configure("", NULL, 0), 0);
-    EXPECT_INT(configure("method=topk,k=5,eps=0.25,sinks=0,window=0,exact_below=0,audit=1,cpu=ref,threads=3,slot=7", NULL, 0), 0);
+    EXPECT_INT(configure("method=topk,k=5,eps=0.25,sinks=0,window=0,exact_below=0,full_every=4,audit=1,cpu=ref,threads=3,slot=7", NULL, 0), 0);
     EXPECT_INT(configure("", NULL, 0), 0);
 }
 
