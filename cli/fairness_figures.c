@@ -7,16 +7,18 @@
 
 static const double least_mass = 1e-4; /* of a group whose ratio says something */
 
-/* The largest of known errors over the least; unknown where some group is read exactly. */
+/* The largest of known errors over the least; unknown where some group is read exactly, or only one has queries. */
 static double spread(const double *errors, int groups)
 {
     double least = INFINITY, most = 0;
+    int known = 0;
     for (int i = 0; i < groups; i++) {
         if (isnan(errors[i])) continue;
+        known++;
         least = fmin(least, errors[i]);
         most = fmax(most, errors[i]);
     }
-    return least > 0 && least < INFINITY ? most / least : NAN;
+    return known > 1 && least > 0 ? most / least : NAN;
 }
 
 /* The least ratio over the largest; unknown where fewer than two groups have one. */

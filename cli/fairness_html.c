@@ -37,11 +37,11 @@ static void put_number(FILE *page, const char *format, double value)
 
 /* ------------------------------------------------------------------ words */
 
-/* A group as it is spoken of: "tokens 0-1023", "the document a.txt", "frequent tokens". */
-static void put_group(FILE *page, const fair_groups *g, int group)
+/* A group as it is spoken of, what being "keys" or "tokens": "keys 0-1023", "keys of a.txt", "frequent tokens". */
+static void put_group(FILE *page, const fair_groups *g, int group, const char *what)
 {
-    static const char *const before[] = { "the document ", "tokens ", "", "the group " };
-    fputs(before[g->by], page);
+    static const char *const between[] = { " of ", " ", "", " of group " };
+    if (g->by != FAIR_BY_FREQUENCY) fprintf(page, "%s%s", what, between[g->by]);
     page_text(page, g->names[group]);
     if (g->by == FAIR_BY_FREQUENCY) fputs(" tokens", page);
 }
@@ -56,9 +56,13 @@ static void put_masses(FILE *page, const sheet *s, int x)
         return;
     }
     fprintf(page, "<strong>%s</strong> the four-fifths rule: ", passes ? "passes" : "fails");
-    put_group(page, s->result->groups, f->least);
-    fprintf(page, " %s %.3f times the attention that full attention gives, ", passes ? "get" : "get only", f->ratio[f->least]);
-    put_group(page, s->result->groups, f->most);
+    if (f->impact > 0.9995) {
+        fputs("every group gets the share that full attention gives it, to a thousandth.", page);
+        return;
+    }
+    put_group(page, s->result->groups, f->least, "keys");
+    fprintf(page, " %s %.3f times the attention that full attention gives them, ", passes ? "get" : "get only", f->ratio[f->least]);
+    put_group(page, s->result->groups, f->most, "keys");
     fprintf(page, " %.3f times; the one is %.3f of the other.", f->ratio[f->most], f->impact);
 }
 
@@ -74,9 +78,9 @@ static void put_costs(FILE *page, const sheet *s, int x)
     }
     if (most < 0 || most == least) return;
     fputs(" Inside the model, ", page);
-    put_group(page, s->result->groups, most);
+    put_group(page, s->result->groups, most, "tokens");
     fprintf(page, " cost %+.4f nats each (%+.4f to %+.4f), ", loss->added[most].value, loss->added[most].low, loss->added[most].high);
-    put_group(page, s->result->groups, least);
+    put_group(page, s->result->groups, least, "tokens");
     fprintf(page, " %+.4f (%+.4f to %+.4f)%s", loss->added[least].value, loss->added[least].low, loss->added[least].high,
             loss->added[most].low > loss->added[least].high ? ": more than chance." : "; the intervals overlap.");
 }
@@ -130,7 +134,7 @@ static void put_bar(FILE *page, const sheet *s, int x, int group, double scale)
     page_text(page, name);
     fputs("</text>", page);
     if (!isnan(ratio))
-        fprintf(page, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", ratio >= 0.8 * f->ratio[f->most] ? "fair" : "unfair", LEFT,
+        fprintf(page, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", ratio >= 0.8 && ratio <= 1.25 ? "fair" : "unfair", LEFT,
                 y + 3, ratio * scale, STEP - 5);
     fprintf(page, "<text class=\"number\" x=\"%.1f\" y=\"%d\">", LEFT + (isnan(ratio) ? 0 : ratio * scale) + 5, y + 14);
     if (isnan(ratio)) fprintf(page, "%s</text>\n", s->result->groups->keys[group] ? "next to no attention" : "no keys");
@@ -144,8 +148,9 @@ static void put_bars(FILE *page, const sheet *s, int x)
     fprintf(page, "<figure class=\"card\"><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"ratio of attention by group, %s\">\n", WIDTH,
             TOP + groups * STEP + 4, method_of(s, x));
     fprintf(page, "<text class=\"title\" x=\"0\" y=\"15\">%s</text>\n", method_of(s, x));
+    fprintf(page, "<path class=\"one\" d=\"M%.1f %dV%d\"/>\n", LEFT + scale, TOP - 2, TOP + groups * STEP);
     for (int i = 0; i < groups; i++) put_bar(page, s, x, i, scale);
-    fprintf(page, "<path class=\"one\" d=\"M%.1f %dV%d\"/>\n</svg></figure>\n", LEFT + scale, TOP - 2, TOP + groups * STEP);
+    fputs("</svg></figure>\n", page);
 }
 
 /* ------------------------------------------------------------------ tables */
@@ -257,7 +262,9 @@ int fair_html(const void *result, FILE *page)
     for (int x = 0; x < s.result->method_count; x++) fair_figures_of(&s.figures[x], &s.result->all, x, s.result->groups->count);
     page_open(page, "What approximate attention does to groups of keys", style);
     put_summary(page, &s);
-    fputs("<h2>Share of the attention, as a ratio to full attention</h2>\n<div class=\"bars\">\n", page);
+    fputs("<h2>Share of the attention, as a ratio to full attention</h2>\n<p class=\"soft\">Dashed: one, what full attention gives. Another colour: below 0.8 or "
+          "above 1.25 times that.</p>\n<div class=\"bars\">\n",
+          page);
     for (int x = 0; x < s.result->method_count; x++) put_bars(page, &s, x);
     fputs("</div>\n", page);
     put_methods(page, &s);

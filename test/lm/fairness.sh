@@ -66,7 +66,7 @@ from page import Reader
 page = open(sys.argv[1], encoding="utf-8").read()
 figures = json.load(open(sys.argv[2]))
 reader = Reader(page)
-assert "http" not in page and "the document vfs & <b>.rst" in reader.text and "Loss of tokens, knn" in reader.text
+assert "http" not in page and "keys of vfs & <b>.rst" in reader.text and "Loss of tokens, knn" in reader.text
 assert reader.seen.count("svg") == 3 and reader.seen.count("rect") == 6
 for method in figures["methods"]:
     assert f'{method["method"]} {"passes" if method["four_fifths"] else "fails"} the four-fifths rule' in reader.text
