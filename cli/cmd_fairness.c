@@ -198,11 +198,9 @@ static int work(const request *r, fair_result *result, kna_context *context)
 
 int kna_cmd_fairness(int argc, char **argv)
 {
-    static const cli_method usual = CLI_METHOD;
-    request r = { .by = -1, .machine = CLI_MACHINE };
+    request r = { .by = -1, .method = CLI_METHOD, .machine = CLI_MACHINE };
     fair_result result = { .method_count = 0 };
     kna_context *context = NULL;
-    memcpy(&r.method, &usual, sizeof usual); /* padding too: see lm_fairness.c */
     int code = parse(&r, argc, argv);
     if (code != CLI_GO_ON) return code;
     code = find_methods(&result, &r);
