@@ -21,8 +21,8 @@ typedef struct request {
 static const cli_option source_options[] = {
     { "dump", 0, CLI_TEXT, AT(source.dump), 0, 0, NULL, "DIR", "a folder that 'kna dump' wrote" },
     { "model", 'm', CLI_TEXT, AT(source.model), 0, 0, NULL, "FILE", "or a model, a GGUF file," },
-    { "file", 'f', CLI_TEXT, AT(source.file), 0, 0, NULL, "FILE", "the text it reads," },
-    { "ctx", 'c', CLI_INT, AT(source.context), 2, 1 << 24, NULL, "N", "and tokens of it, from its beginning (default 4096)" },
+    { "file", 'f', CLI_TEXT, AT(source.file), 0, 0, NULL, "FILE", "and the text it reads" },
+    { "ctx", 'c', CLI_INT, AT(source.context), 2, 1 << 24, NULL, "N", "tokens, from the beginning (default: 4096; of a folder all)" },
     { "no-yarn", 0, CLI_FLAG, AT(source.no_yarn), 0, 0, NULL, NULL, "do not stretch positions beyond what the model was trained with" },
     { "layers", 0, CLI_TEXT, AT(source.layers), 0, 0, NULL, "LIST", "layers, as 0,8,20 or 0-3,29 (default: all there are)" },
     { "scale", 0, CLI_REAL, AT(source.scale), 1e-30, 1e30, NULL, "X", "logit = X * <q,k> (default: the model's; of a folder 1/sqrt(d))" },
@@ -76,6 +76,7 @@ static int parse(request *r, int argc, char **argv)
     if (code == CLI_GO_ON) code = check_source(&r->source);
     if (code == CLI_GO_ON) code = check_ascending(&r->k);
     r->source.threads = r->machine.threads;
+    if (!r->source.dump && r->source.context == 0) r->source.context = 4096;
     return code;
 }
 
@@ -93,7 +94,7 @@ static int measure(heads_study *study)
 
 int kna_cmd_bench_heads(int argc, char **argv)
 {
-    request r = { .source = { .context = 4096 }, .method = CLI_METHOD, .machine = CLI_MACHINE, .late = 256, .rounds = 3 };
+    request r = { .method = CLI_METHOD, .machine = CLI_MACHINE, .late = 256, .rounds = 3 };
     heads_set set = { NULL, 0, NULL };
     r.k = (cli_list){ 5, { 64, 128, 256, 512, 1024 } };
     r.method.audit = 0.1;

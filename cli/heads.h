@@ -33,7 +33,8 @@ typedef struct heads_set {
 typedef struct heads_source {
     const char *dump;                 /* a folder of q.L.npy, k.L.npy, v.L.npy; NULL: a model and a text */
     const char *model, *file, *layers; /* layers: a list; NULL: all */
-    int64_t context, threads;
+    int64_t context; /* tokens, from the beginning; 0: all that a folder holds */
+    int64_t threads;
     int no_yarn;
     double scale; /* 0: as the model says, 1/sqrt(d) of a folder */
 } heads_source;

@@ -69,11 +69,34 @@ static int read_rows(kna_rows *rows, void **owned, const char *folder, char lett
     return code;
 }
 
+/* Only the first tokens of each head, packed. */
+static void cut(kna_rows *rows, void *data, int64_t tokens)
+{
+    const size_t row_bytes = kna_type_row_bytes(rows->type, rows->dim);
+    const size_t from = (size_t)rows->rows * row_bytes;
+    const size_t to = (size_t)tokens * row_bytes;
+    for (int64_t head = 1; head < rows->heads; head++)
+        memmove((char *)data + (size_t)head * to, (char *)data + (size_t)head * from, to);
+    rows->rows = tokens;
+}
+
+static int cut_layer(heads_layer *layer, int64_t tokens)
+{
+    kna_rows *const all[3] = { &layer->q, &layer->k, &layer->v };
+    for (int x = 0; x < 3; x++) {
+        if (all[x]->rows < tokens)
+            return cli_refuse("layer %d: %" PRId64 " tokens, fewer than --ctx %" PRId64, layer->number, all[x]->rows, tokens);
+        cut(all[x], layer->owned[x], tokens);
+    }
+    return CLI_OK;
+}
+
 static int read_layer(heads_layer *layer, const heads_source *source)
 {
     int code = read_rows(&layer->q, &layer->owned[0], source->dump, 'q', layer->number);
     if (code == CLI_OK) code = read_rows(&layer->k, &layer->owned[1], source->dump, 'k', layer->number);
     if (code == CLI_OK) code = read_rows(&layer->v, &layer->owned[2], source->dump, 'v', layer->number);
+    if (code == CLI_OK && source->context > 0) code = cut_layer(layer, source->context);
     layer->scale = (float)(source->scale > 0 ? source->scale : 1 / sqrt((double)layer->q.dim));
     return code;
 }

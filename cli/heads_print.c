@@ -107,9 +107,9 @@ static const char *const explained[HEADS_METHODS] = {
     "the operator: the k nearest keys, all others dropped",
     "oracle: first, recent and the k nearest keys, all others dropped",
     "oracle: keys in no cluster, recent ones and the k nearest of the rest; others by their clusters' means",
-    "the operator, one query, each query head by itself: k keys",
-    "the operator, one query: 2 k keys for the heads of a group",
-    "the operator, late queries together: 4 k keys for a tile, k for each row",
+    "the operator, one query, each query head by itself: clusters of 6 k keys, by their codes",
+    "the operator, one query: clusters of 12 k keys for the heads of a group, by their codes",
+    "the operator, late queries together: clusters of 4 k keys for a tile, of 1.5 k for each row",
 };
 
 static void print_cell(const double *errors, int64_t count)

@@ -129,6 +129,13 @@ table = run("--dump", "dump", "--late", 5, "--k", 32, "--rounds", 1).splitlines(
 assert table[0] == f"bench heads: 2 layers, {H} heads on {H_KV}, dim {D}, {N} tokens, late queries {N - 5}..{N - 1}", table[0]
 assert sum(line.startswith("all ") for line in table) == 7 and sum(line.startswith("worst ") for line in table) == 6, table
 
+# The beginning of a longer dump is a shorter one.
+os.mkdir("cut")
+for name in "qkv":
+    np.save(f"cut/{name}.11.npy", np.load(f"dump/{name}.11.npy")[:, :2000])
+shared = ("--layers", 11, "--late", 40, "--k", "16,64", "--rounds", 0, "--json")
+assert run("--dump", "dump", "-c", 2000, *shared) == run("--dump", "cut", *shared) != run("--dump", "dump", *shared)
+
 # Refusals.
 def refused(text, *arguments, code=2):
     assert text in (said := run(*arguments, code=code)) and said.startswith("kna: ") and said.count("\n") == 1, (text, said)
@@ -136,6 +143,8 @@ def refused(text, *arguments, code=2):
 refused("--dump, or --model and --file, must be given")
 refused("not both", "--dump", "dump", "-m", "x.gguf")
 refused("must be given", "-m", "x.gguf")
+refused(f"layer 2: {N} tokens, fewer than --ctx {N + 1}", "--dump", "dump", "-c", N + 1)
+refused("layer 2: 255 tokens, fewer than --late 256", "--dump", "dump", "-c", 255)
 refused("nowhere: cannot read", "--dump", "nowhere", code=1)
 refused("q.10.npy", "--dump", "dump", "--layers", "10-11", code=1)
 refused("is not a list of layers", "--dump", "dump", "--layers", "2-")
