@@ -11,6 +11,7 @@ import sys
 
 METHODS = ("topk", "drop", "oracle", "knn own", "knn decode", "knn prefill")
 ERRORS = (0.05, 0.03, 0.02)
+LOOKED_AT = (256, 384)  # k of the tables that show one
 
 
 class Study:
@@ -23,8 +24,7 @@ class Study:
         assert self.n == int(tokens), path
         self.title = f"{self.text}, {self.n:,}"
         self.layers = self.report["layers"]
-        first = self.layers[0]
-        self.ks = sorted({x["k"] for x in first["errors"]})
+        self.ks = sorted({x["k"] for x in self.layers[0]["errors"]})
 
     def cell(self, layer, method, k):
         return next(x for x in layer["errors"] if x["method"] == method and x["k"] == k)
@@ -33,7 +33,7 @@ class Study:
         return sum(self.cell(layer, method, k)[what] for layer in self.layers) / len(self.layers)
 
     def is_exact(self, layer, method, k):
-        """Every key was read: half of all rounding is all that is left."""
+        """Every key was read: only rounding is left."""
         return self.cell(layer, method, k)["error_mean"] < 1e-5
 
     def heads(self, method, k):
@@ -58,14 +58,20 @@ def percent(x, digits=2):
 
 # ------------------------------------------------------------------ tables
 
+def masses(layer):
+    return layer["mass"]["first"], layer["mass"]["first_and_recent"], *(x["mass"] for x in layer["tails"])
+
+
 def print_mass(study):
-    ks = [x["k"] for x in study.layers[0]["tails"]]
-    head(f"layer ({study.title})", "first", "+ recent", *(f"k = {k}" for k in ks))
-    rows = [(layer["layer"], [layer["mass"]["first"], layer["mass"]["first_and_recent"], *(x["mass"] for x in layer["tails"])])
-            for layer in study.layers]
-    for layer, masses in rows:
-        row(layer, *(f"{x:.2f}" for x in masses))
-    row("all", *(f"{sum(masses[i] for _, masses in rows) / len(rows):.2f}" for i in range(2 + len(ks))))
+    head(f"layer ({study.title})", "first", "+ recent", *(f"k = {x['k']}" for x in study.layers[0]["tails"]))
+    for layer in study.layers:
+        row(layer["layer"], *(f"{x:.2f}" for x in masses(layer)))
+
+
+def print_mean_mass(studies):
+    head("all layers", "first", "+ recent", *(f"k = {x['k']}" for x in studies[0].layers[0]["tails"]))
+    for study in studies:
+        row(study.title, *(f"{sum(x) / len(x):.2f}" for x in zip(*(masses(layer) for layer in study.layers))))
 
 
 def print_methods(studies):
@@ -112,19 +118,22 @@ def print_heads(studies, method, k):
 def tables(studies):
     longest = max(study.n for study in studies)
     late = [study for study in studies if study.n == longest]
-    for study in studies:
+    for study in late:
         print_mass(study)
+    print_mean_mass(studies)
     print_methods(studies)
     for study in late:
         for method in ("knn own", "knn decode", "knn prefill"):
             print_layers(study, method)
     for study in late:
         print_asked(study)
-    for k in late[0].ks:
-        print_audits(late, k)
-        for method in ("knn decode", "knn prefill"):
-            print_heads(late, method, k)
-    print_growth(studies)
+    for k in LOOKED_AT:
+        if k in late[0].ks:
+            print_audits(late, k)
+    for method in METHODS[3:]:
+        for k in LOOKED_AT:
+            if k in late[0].ks:
+                print_heads(late, method, k)
 
 
 # ------------------------------------------------------------------ growth
@@ -171,19 +180,17 @@ def print_growth(studies):
                     f"{power([x[:2] for x in part]):.2f}, {power([(n, share * n) for n, _, share in part]):.2f}" if len(part) > 1 else "-")
 
 
-def print_errors_by_length(studies):
-    print_methods(studies)
-
-
 def growth(studies):
-    print_errors_by_length(studies)
+    print_methods(studies)
     print_growth(studies)
 
 
 def few(studies):
+    for study in studies:
+        print_mass(study)
     print_methods(studies)
     for study in studies:
-        for method in METHODS:
+        for method in METHODS[2:]:
             print_layers(study, method)
 
 
