@@ -8,8 +8,8 @@
 # gemma    Gemma 3 270M, its three layers of full attention (it is fetched, see fetch_model.sh)
 #
 # Texts: kernel (the kernel's documentation, fetched), bible (what `bible` of Debian's package bible-kjv prints), plays (the file PLAYS;
-# left out where that is not set). TEXTS="kernel bible" chooses. LENGTHS="4096 8192", GROWTH="4096 8192 16384 32768" and K, GROWTH_K
-# (lists for --k) likewise. KEEP=DIR keeps operands and reports there, and uses those it finds. Errors do not depend on what else the
+# left out where that is not set). TEXTS="kernel bible" chooses. LENGTHS="4096 8192", GROWTH="4096 8192 16384 32768", LATE (queries, of growth) and K,
+# GROWTH_K (lists for --k) likewise. KEEP=DIR keeps operands and reports there, and uses those it finds. Errors do not depend on what else the
 # machine does: a quarter of an hour on two free cores.
 set -euo pipefail
 shopt -s inherit_errexit
@@ -88,7 +88,7 @@ growth() {
     local tokens folder report reports=() lengths=(${GROWTH:-4096 8192 16384 32768})
     folder=$(operands kernel-long kernel-long "$model" "$layers" "$(longest "${lengths[@]}")")
     for tokens in "${lengths[@]}"; do
-        report=$(report_of kernel-long "$tokens" "$folder" "${GROWTH_K:-16,32,64,128,256,384,512,1024,2048}")
+        report=$(report_of kernel-long "$tokens" "$folder" "${GROWTH_K:-16,32,64,128,256,512,1024}" --late "${LATE:-64}")
         reports+=("$report")
     done
     python3 scripts/heads_tables.py growth "${reports[@]}"
