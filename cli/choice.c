@@ -14,7 +14,7 @@ static const char *const tail_names[KNA_TAIL_COUNT + 1] = { "drop", "mean", NULL
 
 const cli_option choice_options[] = {
     { "diverse", 0, CLI_CHOICE, AT(diverse), 0, 0, diverse_names, "KIND",
-      "topk and those that sample: the K by mmr, dpp or quota, not the nearest (default none)" },
+      "topk and those that sample: the K by mmr, dpp or quota, not the nearest; knn: clusters by quota (default none)" },
     { "pool", 0, CLI_INT, AT(pool), 1, KNA_MAX_ROWS, NULL, "N", "mmr, dpp: nearest keys to choose from, at least K (default 4 K)" },
     { "mmr-lambda", 0, CLI_REAL, AT(mmr_lambda), 1e-6, 1, NULL, "L", "mmr: how much nearness counts, the rest is unlikeness (default 0.7)" },
     { "dpp-theta", 0, CLI_REAL, AT(dpp_theta), 1e-6, 40, NULL, "T", "dpp: the same, as a power of e (default 4)" },
@@ -43,6 +43,23 @@ void choice_fill(kna_attend_options *to, const choice *from, const int32_t *of, 
     to->tail = from->tail;
     to->key_groups = of;
     to->key_group_count = of ? count : 0;
+}
+
+void choice_fill_for(kna_attend_options *to, int method, const choice *from, const int32_t *of, int64_t count)
+{
+    choice mine = *from;
+    if (method != KNA_TOPK && (method < KNA_UNIFORM || method > KNA_MOM)) {
+        if (method != KNA_KNN || mine.diverse != KNA_DIVERSE_QUOTA) mine.diverse = KNA_DIVERSE_NONE;
+        mine.landmarks = 0;
+    }
+    if (method != KNA_UNIFORM) mine.stratify = 0;
+    if (method != KNA_TOPK) mine.tail = KNA_TAIL_DROP;
+    choice_fill(to, &mine, of, count);
+}
+
+int choice_is_any(const choice *c)
+{
+    return c->diverse || c->landmarks || c->stratify || c->tail;
 }
 
 int choice_read_labels(int32_t **of, int64_t *count, const char *path, int64_t n)

@@ -22,6 +22,12 @@ int choice_wants_groups(const choice *c);
 /* These, and the group of each of n keys (NULL: none), into the options of a call, which borrow `of`. */
 void choice_fill(kna_attend_options *to, const choice *from, const int32_t *of, int64_t count);
 
+/* The same for one of several methods: only what that method has. */
+void choice_fill_for(kna_attend_options *to, int method, const choice *from, const int32_t *of, int64_t count);
+
+/* Whether anything is asked for. */
+int choice_is_any(const choice *c);
+
 /* The labels of n keys, float32 whole numbers 0, 1, .., as ids: free(*of). *count: one more than the largest. CLI_OK or an exit code. */
 int choice_read_labels(int32_t **of, int64_t *count, const char *path, int64_t n);
 

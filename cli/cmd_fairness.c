@@ -17,6 +17,7 @@ typedef struct request {
     int by; /* -1: not said */
     int no_loss, json;
     cli_method method;
+    choice choice;
     cli_machine machine;
 } request;
 
@@ -71,6 +72,8 @@ static int check_form(const request *r)
     }
     if (o->q || o->k || o->v || o->mask || o->slopes || o->sinks || o->kv_type || o->causal_shift)
         return cli_refuse("fairness: --q, --k, --v, --mask, --slopes, --sinks, --kv-type and --causal-shift do not go with -m");
+    if (!r->no_loss && choice_is_any(&r->choice))
+        return cli_refuse("fairness: losses are the plugin's, which has no --diverse, --landmarks, --stratify and --tail: add --no-loss");
     return cli_require(&usage, "file", s->files.count ? s->files.values[0] : NULL);
 }
 
@@ -92,6 +95,7 @@ static int parse(request *r, int argc, char **argv)
         { "Groups and methods", own_options, r },
         { "What attention means", operand_meaning_options, &r->operands },
         { "Which keys are read", cli_method_options, &r->method },
+        { "Heads that are not all alike, and global context", choice_options, &r->choice },
         { "Machine", cli_machine_options, &r->machine },
         { NULL, NULL, NULL },
     };
@@ -180,7 +184,7 @@ static int work(const request *r, fair_result *result, kna_context *context)
     fair_layer layer;
     fair_set set = { .layers = NULL };
     fair_groups groups = { .of = NULL };
-    fair_plan plan = { &r->method, KNA_ATTEND_OPTIONS, r->late, NULL, NULL };
+    fair_plan plan = { &r->method, &r->choice, KNA_ATTEND_OPTIONS, r->late, NULL, NULL };
     int code = r->source.model ? take_model(&set, &plan, r) : read_operands(&set, &layer, &o, &plan, context, r);
     operands_fill(&plan.meaning, &o, &r->operands);
     if (r->source.model) plan.meaning.causal = 1;

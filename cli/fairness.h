@@ -19,6 +19,7 @@
 #ifndef KNA_CLI_FAIRNESS_H
 #define KNA_CLI_FAIRNESS_H
 
+#include "choice.h"
 #include "cli.h"
 
 enum { FAIR_GROUPS = 64, FAIR_METHODS = 8, FAIR_NAME = 64 };
@@ -115,6 +116,7 @@ typedef struct fair_result {
 /* What is to be done with each layer. `meaning`: scale 0 takes the layer's. */
 typedef struct fair_plan {
     const cli_method *method;
+    const choice *choice; /* of heads and tails, as far as a method has them; groups of keys are those measured */
     kna_attend_options meaning;
     int64_t late; /* only so many last queries; 0: all */
     int (*explain)(const kna_context *context, int status, const void *user); /* reports a failed call */

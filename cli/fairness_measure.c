@@ -107,14 +107,22 @@ static int explain(const run *x, int status)
     return status == KNA_OK ? CLI_OK : x->plan->explain(x->context, status, x->plan->user);
 }
 
-static int attend(const run *x, int method, float *out, float *lse)
+/* has_tail: what is not in the head may be stood for. */
+static int attend_with(const run *x, int method, int has_tail, float *out, float *lse)
 {
     kna_attend_options options = x->meaning;
     const kna_rows v = values_of(x, x->values);
     const kna_out_rows to = { out, 0, 0 };
     cli_method_fill(&options, x->plan->method);
     options.method = method;
+    choice_fill_for(&options, method, x->plan->choice, x->g->of, x->g->count);
+    if (!has_tail) options.tail = KNA_TAIL_DROP;
     return explain(x, kna_attend(x->context, &to, lse, NULL, &x->q, &x->k, &v, &options));
+}
+
+static int attend(const run *x, int method, float *out, float *lse)
+{
+    return attend_with(x, method, 1, out, lse);
 }
 
 /* ------------------------------------------------------------------ knn */
@@ -135,6 +143,7 @@ static int attend_block(const run *x, const block *b, kna_index *index, const fl
     const kna_out_rows to = { b->out, 0, 0 };
     cli_method_fill(&options, x->plan->method);
     options.method = KNA_KNN;
+    choice_fill_for(&options, KNA_KNN, x->plan->choice, x->g->of, x->g->count);
     options.audit = 0;
     options.index = index;
     slice(&q, &options, x->k.rows, b->first, b->count);
@@ -219,14 +228,15 @@ static void add_errors(fair_sums *sums, const run *x)
 
 /* ------------------------------------------------------------------ methods */
 
-static int drops_the_rest(int method)
+static int drops_the_rest(const run *x, int method)
 {
-    return method == KNA_TOPK || method == KNA_WINDOW;
+    return (method == KNA_TOPK && !x->plan->choice->tail) || method == KNA_WINDOW;
 }
 
-static int samples_the_rest(int method)
+/* Also the mean that may stand for it: the head is that of topk. */
+static int estimates_the_rest(const run *x, int method)
 {
-    return method == KNA_UNIFORM || method == KNA_GUMBEL || method == KNA_REJECTION || method == KNA_MOM;
+    return (method == KNA_TOPK && x->plan->choice->tail) || method == KNA_UNIFORM || method == KNA_GUMBEL || method == KNA_REJECTION || method == KNA_MOM;
 }
 
 /* topk: what it reads in full of this layer, once it is known. */
@@ -237,11 +247,11 @@ static int run_method(fair_sums *sums, run *x, int method, fair_sums *topk)
     add_masses(sums, x, x->out);
     add_errors(sums, x);
     if (method == KNA_KNN) code = attend_knn(x, 1);
-    if (code == CLI_OK && (method == KNA_KNN || drops_the_rest(method))) add_heads(sums, x);
-    if (method == KNA_TOPK) *topk = *sums;
-    if (!samples_the_rest(method)) return code;
+    if (code == CLI_OK && (method == KNA_KNN || drops_the_rest(x, method))) add_heads(sums, x);
+    if (method == KNA_TOPK && sums->has_head) *topk = *sums;
+    if (!estimates_the_rest(x, method)) return code;
     if (!topk->has_head) {
-        code = attend(x, KNA_TOPK, x->out, x->lse);
+        code = attend_with(x, KNA_TOPK, 0, x->out, x->lse);
         if (code == CLI_OK) add_heads(topk, x);
     }
     memcpy(sums->head, topk->head, sizeof sums->head);

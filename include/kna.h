@@ -281,7 +281,7 @@ typedef enum kna_diverse {
     KNA_DIVERSE_MMR = 1,   /* of a pool, one by one, the key with the largest lambda z~ - (1 - lambda) (its largest cosine with one taken) */
     KNA_DIVERSE_DPP = 2,   /* of a pool, one by one, the key that adds most to the determinant of diag(e^theta z~) C diag(e^theta z~), C the
                               keys' cosines; at most d of them, the rest by logit */
-    KNA_DIVERSE_QUOTA = 3  /* of every group of keys a share of its size, the rest by logit */
+    KNA_DIVERSE_QUOTA = 3  /* of every group of keys a share of its size, the rest by logit. KNA_KNN: of clusters, see quota */
 } kna_diverse;
 #define KNA_DIVERSE_COUNT 4
 
@@ -373,7 +373,10 @@ typedef struct kna_attend_options {
     float mmr_lambda;         /* in (0, 1]; 0: 0.7. 1 is the k nearest */
     float dpp_theta;          /* above 0; 0: 4. How much nearness counts */
     float quota;              /* beta, in (0, 1]; 0: 0.2. Of a group with n_g of the n keys a row sees the ceil(beta k n_g / n) nearest are in
-                                 the head, or all n_g. Where these are more than k, the head is larger than k: by less than key_group_count */
+                                 the head, or all n_g. Where these are more than k, the head is larger than k: by less than key_group_count.
+                                 KNA_KNN: a cluster is of the group that most of its members are of. Of N clusters looked into (shared by
+                                 the heads of a KV head, or the rows of a tile; or a row's own), ceil(beta N c_g / c) have the
+                                 largest scores of group g, which has c_g of the c clusters worth a look, or all c_g are; no gradients */
     const int32_t *key_groups; /* (n): the group of each key, 0 .. key_group_count - 1, the same for all heads; NULL: none. Groups may be
                                  empty; one group changes nothing */
     int64_t key_group_count;  /* 1..KNA_MAX_KEY_GROUPS, with key_groups */

@@ -107,6 +107,7 @@ static const plan plans[] = {
     { "uniform, audited", KNA_UNIFORM, 20, false, true, false, true },
     { "gumbel", KNA_GUMBEL, 3, false, false, false, false },
     { "topk by relevance, audited", KNA_TOPK, 20, false, true, false, true },
+    { "knn by quotas", KNA_KNN, 20, false, false, false, false },
     { "topk by determinants", KNA_TOPK, 3, false, false, false, false },
     { "topk by quotas", KNA_TOPK, 3, false, false, false, false },
     { "topk with landmarks", KNA_TOPK, 70, true, false, false, true },

@@ -280,13 +280,69 @@ static double take_enough(choice *x, const means *m, const double *score, const 
     }
 }
 
+/* The group that most of a mean's members are of, the lower of equal ones; -1: it has none. */
+static int group_of(const choice *x, const means *m, int64_t s)
+{
+    int64_t first = m->kind == KNA_GROUPS ? m->slot[s] * KNA_GROUP_SLOTS : m->slot[s],
+            slots = m->kind == KNA_GROUPS ? KNA_GROUP_SLOTS : 1;
+    int64_t groups = x->o->options.key_group_count, best = -1;
+    int64_t *members = calloc((size_t)groups + 1, sizeof *members);
+    int32_t ids[KNA_SEGMENT];
+    for (int64_t slot = first; slot < first + slots; slot++) {
+        int64_t count = kna__cluster_rows(&x->index->clusters, x->kv_head, slot, ids);
+        for (int64_t i = 0; i < count; i++) members[x->o->options.key_groups[ids[i]]]++;
+    }
+    for (int64_t g = 0; g < groups; g++) {
+        if (members[g] && (best < 0 || members[g] > members[best])) best = g;
+    }
+    free(members);
+    return (int)best;
+}
+
+/* Quotas: of what is worth a look and not `before`, every group's part of quota * want comes first. Returns how many that are. */
+static int64_t raise_quotas(choice *x, const means *m, double *score, int64_t want, const bool *before)
+{
+    const kna_attend_options *o = &x->o->options;
+    int64_t raised = 0, all = 0;
+    if (o->diverse != KNA_DIVERSE_QUOTA || want <= 0) return 0;
+    int *group = calloc((size_t)m->count + 1, sizeof *group);
+    for (int64_t s = 0; s < m->count; s++) {
+        bool worth = !before[s] && score[s] > 0 && score[s] < (double)INFINITY;
+        group[s] = worth ? group_of(x, m, s) : -1;
+        all += worth;
+        x->doubtful |= worth && score[s] < 1e-30; /* may be 0 in f32 */
+    }
+    for (int64_t g = 0; g < o->key_group_count; g++) {
+        int64_t count = 0;
+        for (int64_t s = 0; s < m->count; s++) count += group[s] == g;
+        int64_t quota = count ? (int64_t)ceil((double)o->quota * (double)want * (double)count / (double)all - 1e-6) : 0;
+        double last = (double)INFINITY;
+        for (int64_t i = 0; i < quota && i < count; i++) {
+            int64_t best = -1;
+            for (int64_t s = 0; s < m->count; s++) {
+                if (group[s] == g && (best < 0 || score[s] > score[best])) best = s;
+            }
+            last = score[best];
+            score[best] = (double)INFINITY;
+            group[best] = -1;
+            raised++;
+        }
+        for (int64_t s = 0; s < m->count && quota; s++) x->doubtful |= group[s] == g && score[s] >= last * (1 - 2e-4);
+    }
+    free(group);
+    return raised;
+}
+
 static double choose(choice *x, means *m, int64_t want, double limit)
 {
+    int64_t always = 0;
     bool *none = calloc((size_t)m->count + 1, 1);
     for (int64_t s = 0; s < m->count; s++) {
-        want += must_look(x, m, s);
+        always += must_look(x, m, s);
         m->score[s] = must_look(x, m, s) ? (double)INFINITY : m->share[s] * stray(x, m, s);
     }
+    int64_t raised = raise_quotas(x, m, m->score, want, none);
+    want = (want > raised ? want : raised) + always;
     double error = take_enough(x, m, m->score, m->share, (double)x->choosers, want, limit, none, m->chosen);
     free(none);
     return error;
@@ -334,8 +390,9 @@ static double choose_own(choice *x, int64_t r, bool *taken)
     double *score = malloc((size_t)(m->count + 1) * sizeof *score), *mass = x->clusters.mass + r * m->count;
     bool *now = malloc((size_t)m->count + 1);
     for (int64_t s = 0; s < m->count; s++) score[s] = mass[s] * stray(x, m, s);
-    double error =
-        take_enough(x, m, score, mass, x->total[r], by_codes(x, own_clusters(x)), (double)x->o->options.eps - x->error, taken, now);
+    int64_t want = by_codes(x, own_clusters(x)), raised = raise_quotas(x, m, score, want, taken);
+    double error = take_enough(x, m, score, mass, x->total[r], want > raised ? want : raised, (double)x->o->options.eps - x->error,
+                               taken, now);
     memcpy(taken, now, (size_t)m->count);
     free(now);
     free(score);

@@ -5,9 +5,22 @@
 
 static int64_t rows_tried, rows_doubtful;
 
+/* Groups of stretches of keys, and keys here and there of a rare one; one more group is empty. */
+static void random_quotas(random_case *c)
+{
+    int32_t *groups = case_hold(c, (size_t)c->shape.n * sizeof *groups);
+    int64_t stretch = 1 + (int64_t)test_below(400), count = 1 + (int64_t)test_below(6);
+    for (int64_t j = 0; j < c->shape.n; j++) groups[j] = test_below(50) ? (int32_t)(j / stretch % count) : (int32_t)count;
+    c->options.diverse = KNA_DIVERSE_QUOTA;
+    c->options.quota = (float)(0.1 + 0.9 * test_uniform());
+    c->options.key_groups = groups;
+    c->options.key_group_count = count + 2;
+}
+
 static void random_near(random_case *c)
 {
     kna_attend_options *o = &c->options;
+    if (test_below(3) == 0) random_quotas(c);
     o->method = KNA_KNN;
     o->k_near = 1 + (int64_t)test_below(test_below(2) ? 40 : 200);
     o->near_sinks = (int64_t)test_below(8) - 1;

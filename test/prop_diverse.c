@@ -808,7 +808,8 @@ static void refuses(void)
     static const refusal all[] = {
         { .says = "diverse: 4 is none of", .method = KNA_TOPK, .diverse = 4 },
         { .says = "diverse: exact has no head", .method = KNA_EXACT, .diverse = KNA_DIVERSE_MMR },
-        { .says = "diverse: knn has no head", .method = KNA_KNN, .diverse = KNA_DIVERSE_DPP },
+        { .says = "diverse: knn has no head to choose by dpp", .method = KNA_KNN, .diverse = KNA_DIVERSE_DPP },
+        { .says = "key_groups: null, and quota", .method = KNA_KNN, .diverse = KNA_DIVERSE_QUOTA },
         { .says = "diverse: window has no head", .method = KNA_WINDOW, .diverse = KNA_DIVERSE_QUOTA },
         { .says = "mmr_lambda: 1.5 is outside", .method = KNA_TOPK, .lambda = 1.5f },
         { .says = "mmr_lambda: -1 is outside", .method = KNA_TOPK, .lambda = -1 },

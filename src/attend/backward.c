@@ -88,6 +88,9 @@ static int check_method(const kna__problem *p)
         return KNA_FAIL(p->context, KNA_EINVAL,
                         "gradients of knn are those for a given k, with an index of the call's own: no eps, no index");
     }
+    if (o->method == KNA_KNN && o->diverse) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "diverse: there are no gradients of knn with quotas");
+    }
     if (o->method == KNA_KNN && !o->differentiable) {
         return KNA_FAIL(p->context, KNA_EINVAL, "gradients of knn are those of a call with option differentiable");
     }

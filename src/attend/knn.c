@@ -90,6 +90,9 @@ static int attend_block(knn_call *call, kna_index *index, double *build_s)
     double start = kna__seconds();
     KNA_TRY(kna__knn_form(call, index));
     *build_s += kna__seconds() - start;
+    if (kna__knn_has_quotas(call)) {
+        kna__knn_label(call);
+    }
     kna__knn_set_levels(call);
     bool few = call->queries * p->g <= KNA_DECODE_ROWS && !p->options.differentiable;
     KNA_TRY(few ? kna__attend_knn_decode(call) : kna__attend_knn_prefill(call));
@@ -111,21 +114,32 @@ static int attend_blocks(knn_call *call, kna_index *index, float *audits, kna_re
     return KNA_OK;
 }
 
+/* What outlives the scratch of a block. */
+static size_t cut_room(knn_call *call, float **audits, char *base)
+{
+    const kna__problem *p = call->problem;
+    kna__cutter cutter = { base, 0 };
+    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
+    call->k = kna__knn_has_levels(p) ? kna__cut(&cutter, (size_t)p->h_kv, sizeof(int64_t)) : NULL;
+    call->stats = kna__cut(&cutter, rows, sizeof(kna__row_stats));
+    *audits = kna__cut(&cutter, rows, sizeof(float));
+    kna__knn_labels_cut(call, &cutter);
+    return cutter.used;
+}
+
 int kna__attend_knn(const kna__problem *p, kna_index *index, kna_report *report)
 {
     knn_call call = { .problem = p, .index = index, .gaps = kna__index_gaps(index, p->n) };
-    size_t rows = kna__size_product((size_t)p->m, (size_t)p->h);
-    size_t levels = kna__knn_has_levels(p) ? (size_t)p->h_kv : 0;
-    size_t bytes = kna__size_product(rows, sizeof(kna__row_stats) + sizeof(float)) + levels * sizeof(int64_t);
+    float *audits;
     KNA_TRY(kna__knn_prepare(&call, index));
+    size_t bytes = cut_room(&call, &audits, NULL);
     char *room = kna__allocate(&p->context->heap, bytes);
     if (!room) {
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of statistics", bytes);
     }
-    call.k = levels ? (int64_t *)(void *)room : NULL;
-    call.stats = (kna__row_stats *)(void *)(room + levels * sizeof(int64_t));
-    index->draws += levels > 0;
-    int status = attend_blocks(&call, index, (float *)(void *)(call.stats + rows), report);
+    cut_room(&call, &audits, room);
+    index->draws += kna__knn_has_levels(p);
+    int status = attend_blocks(&call, index, audits, report);
     kna__release(&p->context->heap, room, bytes);
     report->index_bytes = kna_index_bytes(index);
     return status;

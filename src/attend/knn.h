@@ -46,6 +46,9 @@ typedef struct knn_call {
     kna__row_stats *stats;  /* (m, h) */
     int64_t *k;             /* (h_kv), where they differ; NULL: option k_near for all */
     int64_t k_most;         /* the largest */
+    int32_t *
+        labels[KNA_LEVELS]; /* as kna__level_at(): the group that most members of a cluster are of, -1: it has none; option quota */
+    int32_t *tally;         /* (threads, option key_group_count) room to find it */
 } knn_call;
 
 /* The estimated error at which clusters are no longer added; 0: nothing is asked of estimates. */
@@ -58,6 +61,15 @@ static inline float kna__knn_limit(const knn_call *call)
 static inline bool kna__knn_by_codes(const knn_call *call)
 {
     return kna__knn_limit(call) == 0 && !call->problem->options.differentiable;
+}
+
+/* knn_quota.c - room for labels, cut off a block; labels of what is formed now. */
+void kna__knn_labels_cut(knn_call *call, kna__cutter *cutter);
+void kna__knn_label(knn_call *call);
+
+static inline bool kna__knn_has_quotas(const knn_call *call)
+{
+    return call->problem->options.diverse == KNA_DIVERSE_QUOTA;
 }
 
 /* knn_level.c - a k for each KV head, by a request of eps and delta. */
@@ -124,6 +136,8 @@ typedef struct knn_choice {
     float *score;
     int32_t *scratch_ids;
     float *scratch;
+    int32_t *by_group; /* numbers by their labels; NULL: no quotas */
+    int32_t *first;    /* (groups + 1) where those of a label begin */
 } knn_choice;
 /* Room for lists of `size` clusters. */
 void kna__knn_choice_cut(knn_choice *choice, const knn_call *call, int64_t size, kna__cutter *cutter);
@@ -136,8 +150,14 @@ void kna__knn_choice_begin(const knn_call *call, const knn_list *list, int64_t k
 float kna__knn_choose(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, int64_t want, int64_t rows,
                       float error);
 /* The same for one row, by its own masses z of which those with no mass left are not looked at; what is chosen has none left. */
-float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice *choice, float *z, double total, int64_t want,
-                          float error);
+float kna__knn_choose_own(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, float *z, double total,
+                          int64_t want, float error);
+
+/*
+ * knn_quota.c - of those that there is something to gain from (a score above 0, not infinite), n_g of n with most members in group g:
+ * the ceil(quota * want * n_g / n) with the largest scores get infinite ones. Returns how many that are, of all groups.
+ */
+int64_t kna__knn_raise(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, int64_t want);
 
 /* knn_codes.c - logits of members by their codes. */
 typedef struct knn_codes {
@@ -246,6 +266,7 @@ void kna__knn_members_mix(const knn_call *call, const knn_readers *by, knn_membe
 int64_t kna__knn_k(const knn_call *call, int64_t kv_head);              /* k of a KV head */
 int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows); /* clusters that so many rows read together */
 int64_t kna__knn_own(int64_t k, const knn_call *call);                  /* clusters that a row of a tile reads beside those */
+int64_t kna__knn_own_most(const knn_call *call);                        /* at most, quotas being what they may */
 int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near */
 int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows); /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */

@@ -41,6 +41,11 @@ int64_t kna__knn_own(int64_t k, const knn_call *call)
     return kna__knn_by_codes(call) ? clusters_of(k) * 3 / 2 : clusters_of(k);
 }
 
+int64_t kna__knn_own_most(const knn_call *call)
+{
+    return kna__knn_own(call->k_most, call) + (kna__knn_has_quotas(call) ? call->problem->options.key_group_count : 0);
+}
+
 /* All that one of `rows` rows reads. */
 static int64_t budget(int64_t k, const knn_call *call, int64_t rows)
 {

@@ -22,6 +22,8 @@ void kna__knn_choice_cut(knn_choice *choice, const knn_call *call, int64_t size,
     choice->score = kna__cut(cutter, n, sizeof(float));
     choice->scratch_ids = kna__cut(cutter, n, sizeof(int32_t));
     choice->scratch = kna__cut(cutter, n / KNA_BLOCK + 1 + n, sizeof(float));
+    choice->by_group = kna__knn_has_quotas(call) ? kna__cut(cutter, n, sizeof(int32_t)) : NULL;
+    choice->first = choice->by_group ? kna__cut(cutter, (size_t)call->problem->options.key_group_count + 1, sizeof(int32_t)) : NULL;
     choice->count = 0;
 }
 
@@ -110,18 +112,20 @@ static float take_enough(const knn_call *call, const knn_list *list, knn_choice 
 float kna__knn_choose(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, int64_t want, int64_t rows,
                       float error)
 {
-    want += score_all(call, list, kv_head, choice);
+    int64_t always = score_all(call, list, kv_head, choice), raised = kna__knn_raise(call, list, kv_head, choice, want);
+    want = (want > raised ? want : raised) + always;
     return take_enough(call, list, choice, choice->share, (double)rows, want, error);
 }
 
-float kna__knn_choose_own(const knn_call *call, const knn_list *list, knn_choice *choice, float *z, double total, int64_t want,
-                          float error)
+float kna__knn_choose_own(const knn_call *call, const knn_list *list, int64_t kv_head, knn_choice *choice, float *z, double total,
+                          int64_t want, float error)
 {
     int64_t kept = 0;
     for (int64_t i = 0; i < list->size; i++) {
         choice->score[i] = z[i] > 0 ? z[i] * choice->stray[i] : -1; /* what is shared has no mass left: never twice */
     }
-    float left = take_enough(call, list, choice, z, total, want, error);
+    int64_t raised = kna__knn_raise(call, list, kv_head, choice, want);
+    float left = take_enough(call, list, choice, z, total, want > raised ? want : raised, error);
     for (int64_t i = 0; i < choice->count; i++) {
         int32_t chosen = choice->chosen[i];
         if (z[chosen] > 0) {

@@ -27,7 +27,7 @@ prefill_room kna__knn_prefill_room(const prefill_job *job, char *base, size_t *b
     kna__cutter cutter = { base, 0 };
     prefill_room room;
     int64_t all = job->tile + PROBES * p->g, groups = job->pieces * KNA_PIECE_GROUPS, clusters = job->pieces * KNA_SLOTS;
-    int64_t own = kna__knn_limit(job->call) > 0 ? clusters : kna__knn_own(job->call->k_most, job->call);
+    int64_t own = kna__knn_limit(job->call) > 0 ? clusters : kna__knn_own_most(job->call);
     size_t rows = (size_t)all;
     kna__tile_cut(&room.tile, p, all, &cutter);
     kna__knn_plan_cut(&room.plan, job->call, &cutter);
@@ -55,7 +55,7 @@ void kna__knn_prefill_trace_cut(prefill_trace *trace, const prefill_job *job, kn
 {
     const kna__problem *p = job->call->problem;
     size_t clusters = (size_t)(job->pieces * KNA_SLOTS), rows = (size_t)(job->tile + PROBES * p->g);
-    trace->own_most = kna__knn_own(job->call->k_most, job->call);
+    trace->own_most = kna__knn_own_most(job->call);
     trace->shared = kna__cut(cutter, clusters, sizeof(int32_t));
     trace->own = kna__cut(cutter, rows * (size_t)trace->own_most, sizeof(int32_t));
     trace->own_count = kna__cut(cutter, rows, sizeof(int32_t));
@@ -304,7 +304,7 @@ static void choose_own(const knn_call *call, prefill_room *room, int64_t r)
     knn_choice *choice = &room->choice;
     float *z = room->clusters.z + r * list->size, limit = kna__knn_limit(call) - room->error;
     int64_t want = kna__knn_own(kna__knn_k(call, room->tile.kv_head), call);
-    float left = kna__knn_choose_own(call, list, choice, z, room->total[r], want, limit);
+    float left = kna__knn_choose_own(call, list, room->tile.kv_head, choice, z, room->total[r], want, limit);
     room->errors[r] = left < 0 ? -1 : left + room->error;
     trace_own(room, r);
     read_own(call, room, r);

@@ -36,7 +36,7 @@ static int check_diverse(kna_context *context, const kna_attend_options *o)
     if (o->diverse < 0 || o->diverse >= KNA_DIVERSE_COUNT) {
         return KNA_FAIL(context, KNA_EINVAL, "diverse: %d is none of none, mmr, dpp, quota", o->diverse);
     }
-    if (o->diverse && !has_nearest_head(o->method)) {
+    if (o->diverse && !has_nearest_head(o->method) && !(o->method == KNA_KNN && o->diverse == KNA_DIVERSE_QUOTA)) {
         return KNA_FAIL(context, KNA_EINVAL, "diverse: %s has no head to choose by %s", kna_method_name(o->method),
                         kna_diverse_name(o->diverse));
     }

@@ -143,6 +143,18 @@ for answered in (topk, uniform, knn):
     for value in [f"{answered['impact']:.3f}"] + [f"{x['ratio']:.3f}" for x in answered["groups"]] + [f"{x['error']:.4f}" for x in answered["groups"]]:
         require(value in reader.text, f"page: {answered['method']} {value}")
 
+# Heads and tails of the operator's options: quotas and strata go by the groups measured.
+def methods(*options):
+    return json.loads(run("--labels", path("labels.npy"), "--causal", "--k-near", 60, "--samples", 60, "--json", *options).stdout)["methods"]
+plain, = methods("--methods", "topk")
+owed, = methods("--methods", "topk", "--diverse", "quota", "--quota", 1)
+kept, = methods("--methods", "topk", "--tail", "mean")
+require(owed["impact"] > plain["impact"] + 0.05, f"quotas: impact {owed['impact']}, without {plain['impact']}")
+require(abs(sum(x["mass"] for x in kept["groups"]) - 1) < 1e-3 and kept["impact"] > plain["impact"], f"a mean tail: {kept}")
+require([x["recall"] for x in kept["groups"]] == [x["recall"] for x in plain["groups"]], "the head of topk is the head of topk")
+all_of = methods("--methods", "topk,uniform,knn,window", "--diverse", "quota", "--stratify", "--landmarks", 8, "--tail", "mean")
+require(len(all_of) == 4 and all(x["impact"] is not None for x in all_of), "each method takes what it has")
+
 def refused(words, *options):
     done = run(*options, code=2)
     require(words in done.stderr, f"{words}: {done.stderr}")
