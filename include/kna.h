@@ -471,11 +471,11 @@ typedef struct kna_gradients {
  * Shapes:  dout, out (h,m,dv) f32, f16 or bf16; lse (h,m); q, k, v and options as for that call, with out and lse as it wrote them.
  * Units:   gradients of q, k and v themselves: the scale is in them. Keys and values of any type: of int8 and q8_0 ones the gradient is
  *          that of the numbers they stand for.
- * Methods: KNA_EXACT. KNA_KNN, with option differentiable set in both calls and neither eps nor an index: the exact gradients of what
+ * Methods: KNA_EXACT. KNA_KNN, with option differentiable set in both calls and neither eps, an index nor quotas: the exact gradients of what
  *          was computed, with the sets held fixed (which clusters were looked into, and how far members stray from their means); the
  *          gradient of a mean goes in equal parts to its members. The index is built anew, so the call repeats the one before it.
  *          KNA_GUMBEL, KNA_REJECTION: unbiased estimates of the exact gradients, from `samples` keys drawn per row (those of the forward
- *          call with the same seed): a Markov chain of one step. No sinks, no softcap; an index is one of KNA_TOPK.
+ *          call with the same seed): a Markov chain of one step. No sinks, softcap or landmarks; an index is one of KNA_TOPK.
  * Out:     what of gradients is wanted; written, not added to. They must not overlap one another or an input.
  * Returns: as kna_attend(); KNA_EVALUE also for NaN and infinity in dout and out, and for NaN and +infinity in lse; KNA_EINVAL for
  *          other methods.

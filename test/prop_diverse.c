@@ -855,6 +855,35 @@ static void refuses(void)
     case_end(&c);
 }
 
+/* Gradients by draws go by some queries at a time, and know nothing of landmarks; those of knn nothing of quotas. */
+static void no_gradients(void)
+{
+    static const int methods[] = { KNA_GUMBEL, KNA_REJECTION, KNA_KNN };
+    for (size_t i = 0; i < 3; i++) {
+        random_case c = { .guarded = false };
+        case_begin(&c, (shape){ 1, 1, 4, 300, 8, 8 });
+        random_groups(&c, 3);
+        c.options.method = methods[i];
+        c.options.k_near = 20;
+        c.options.differentiable = methods[i] == KNA_KNN;
+        kna_rows out = { c.out.data, KNA_F32, 1, 4, 8, 0, 0, NULL };
+        float *dq = case_hold(&c, 4 * 8 * sizeof *dq);
+        kna_gradients gradients = { { dq, 0, 0 }, { NULL, 0, 0 }, { NULL, 0, 0 }, NULL };
+        for (int more = 0; more < 2; more++) {
+            if (more && methods[i] == KNA_KNN)
+                c.options.diverse = KNA_DIVERSE_QUOTA;
+            else if (more)
+                c.options.landmarks = 4;
+            EXPECT_INT(attend(&c), KNA_OK);
+            int status = kna_attend_backward(context_best(), &gradients, &out, &out, c.lse, &c.q, &c.k, &c.v, &c.options);
+            EXPECT_INT(status, more ? KNA_EINVAL : KNA_OK);
+            const char *says = methods[i] == KNA_KNN ? "diverse" : "landmarks";
+            EXPECT(!more || strncmp(kna_context_message(context_best()), says, strlen(says)) == 0);
+        }
+        case_end(&c);
+    }
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
@@ -873,6 +902,7 @@ int main(int argc, char **argv)
     TEST(same_bits);
     TEST(all_is_exact);
     TEST(refuses);
+    TEST(no_gradients);
     contexts_free();
     return test_end();
 }
