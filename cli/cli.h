@@ -138,7 +138,7 @@ extern const cli_option cli_machine_options[];
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
 int cli_context(kna_context **context, const cli_machine *machine);
 
-/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --rank, --audit, --seed */
+/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --bounds, --gap, --rank, --audit, --seed */
 typedef struct cli_method {
     int method; /* a kna_method */
     int64_t k_near;
@@ -149,16 +149,21 @@ typedef struct cli_method {
     uint64_t seed;
     int64_t samples, groups; /* 0: the library's default */
     int certificate;         /* a kna_certificate */
+    int bounds;              /* a kna_bounds */
+    double gap;
     int64_t rank;            /* 0: the library's default */
 } cli_method;
 #define CLI_METHOD                              \
     {                                           \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_ASYMPTOTIC, 0 \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_ASYMPTOTIC, KNA_BOUNDS_HEAD, 0.0, 0 \
     }
 extern const cli_option cli_method_options[];
 
 /* cli_method_names - all of kna_method_name(), then NULL: for tables of a command's own, such as a --compare. */
 extern const char *const cli_method_names[KNA_METHOD_COUNT + 1];
+
+/* cli_certificate_names - of a kna_certificate, then NULL. */
+extern const char *const cli_certificate_names[KNA_CERTIFICATE_COUNT + 1];
 
 /* cli_method_fill() - write these into the options of a call; the other fields stay as they are. */
 void cli_method_fill(kna_attend_options *to, const cli_method *from);

@@ -6,8 +6,9 @@
 static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2", "avx512", "avx512vnni", "neon", NULL };
 
 const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom",
-                                                             "window", "linformer", "nystrom", "performer", NULL };
-static const char *const certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "asymptotic", "finite", NULL };
+                                                             "stratified", "centroid", "control", "window", "linformer", "nystrom", "performer", NULL };
+const char *const cli_certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "asymptotic", "finite", "bernstein", "deterministic", NULL };
+static const char *const bounds_names[KNA_BOUNDS_COUNT + 1] = { "head", "clusters", NULL };
 
 const cli_option cli_machine_options[] = {
     { "threads", 0, CLI_INT, offsetof(cli_machine, threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
@@ -18,7 +19,8 @@ const cli_option cli_machine_options[] = {
 
 const cli_option cli_method_options[] = {
     { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME",
-      "exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom or performer (default exact)" },
+      "exact, topk, knn, uniform, gumbel, rejection, mom, stratified, centroid, control, window, linformer, nystrom or performer "
+      "(default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
       "nearest keys read in full; exact: all are (default 384)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
@@ -30,11 +32,15 @@ const cli_option cli_method_options[] = {
     { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
       "knn: choose K so that at most a share D of rows is off by more than E, as drawn rows say (default 0: no); uniform: of the radius" },
     { "samples", 0, CLI_INT, offsetof(cli_method, samples), 1, KNA_MAX_ROWS, NULL, "S",
-      "uniform, gumbel, rejection, mom: other keys sampled, or keys drawn, per row (default K)" },
+      "uniform, stratified, centroid, control: other keys sampled per row; gumbel, rejection, mom: keys drawn (default K)" },
     { "groups", 0, CLI_INT, offsetof(cli_method, groups), 1, KNA_MAX_ROWS, NULL, "G",
       "mom: groups of draws (default 8 log(1 / D), D 0.05 unless given)" },
-    { "certificate", 0, CLI_CHOICE, offsetof(cli_method, certificate), 0, 0, certificate_names, "KIND",
-      "uniform: asymptotic or finite, what stands behind the radius (default asymptotic)" },
+    { "certificate", 0, CLI_CHOICE, offsetof(cli_method, certificate), 0, 0, cli_certificate_names, "KIND",
+      "asymptotic, finite, bernstein or deterministic, what stands behind the radius (default asymptotic)" },
+    { "bounds", 0, CLI_CHOICE, offsetof(cli_method, bounds), 0, 0, bounds_names, "KIND",
+      "uniform, gumbel, rejection, mom: head or clusters, what bounds the logits of other keys (default head)" },
+    { "gap", 0, CLI_REAL, offsetof(cli_method, gap), 0, 1e6, NULL, "X",
+      "with bounds of the head: those logits may be so much above its least (default 0)" },
     { "rank", 0, CLI_INT, offsetof(cli_method, rank), 1, KNA_MAX_RANK, NULL, "R",
       "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
@@ -74,4 +80,6 @@ void cli_method_fill(kna_attend_options *to, const cli_method *from)
     to->groups = from->groups;
     to->rank = from->rank;
     to->certificate = from->certificate;
+    to->bounds = from->bounds;
+    to->gap = (float)from->gap;
 }

@@ -63,7 +63,7 @@ static const char *certificate(const kna_report *report)
     if (report->method == KNA_EXACT || report->rows_exact == report->rows) return "exact";
     if (report->audited > 0) return "audited";
     if (report->radius < 0) return "none";
-    return report->certificate == KNA_CERTIFICATE_FINITE ? "finite" : "asymptotic";
+    return cli_certificate_names[report->certificate];
 }
 
 /* The library says "not estimated" with a negative number; JSON has null for that. */
@@ -95,6 +95,7 @@ void cli_json_report(cJSON *object, const kna_report *report)
     cli_json_real(object, "audit_over", known(report->audit_over));
     cli_json_real(object, "radius", known(report->radius));
     cli_json_real(object, "radius_max", known(report->radius_max));
+    cli_json_real(object, "by_means", report->by_means);
     cli_json_int(object, "stale_rows", report->stale_rows);
     cli_json_int(object, "index_bytes", (int64_t)report->index_bytes);
     cli_json_int(object, "scratch_bytes", (int64_t)report->scratch_bytes);

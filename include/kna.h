@@ -247,34 +247,51 @@ typedef enum kna_method {
     KNA_KNN = 2,    /* sinks and recent keys in full, the keys that matter of the clusters that matter, all else by means of clusters */
 
     /* Estimates from samples: the k nearest keys, found exactly, and of all others a sample. Unbiased, or nearly. */
-    KNA_UNIFORM = 3,   /* the nearest in full; a uniform sample stands for the rest */
-    KNA_GUMBEL = 4,    /* mean of the values of keys drawn by softmax: lazy Gumbel sampling */
-    KNA_REJECTION = 5, /* the same, keys drawn by rejection */
-    KNA_MOM = 6,       /* keys drawn as by gumbel, in groups; of the groups' means the median, column by column */
+    KNA_UNIFORM = 3,    /* the nearest in full; a uniform sample stands for the rest */
+    KNA_GUMBEL = 4,     /* mean of the values of keys drawn by softmax: lazy Gumbel sampling */
+    KNA_REJECTION = 5,  /* the same, keys drawn by rejection */
+    KNA_MOM = 6,        /* keys drawn as by gumbel, in groups; of the groups' means the median, column by column */
+    KNA_STRATIFIED = 7, /* the nearest in full; of every cell of keys alike some, in proportion to what its mean key says it weighs. A
+                           cell that gets none stands by its mean key and mean value (report: by_means), which is biased */
+    KNA_CENTROID = 8,   /* the nearest in full; keys drawn by what the mean key of their cell weighs, and weighted back */
+    KNA_CONTROL = 9,    /* the nearest in full; cells by their mean keys, and a uniform sample of what keys weigh beside that. Where the
+                           sum comes out negative the means stand alone (report: by_means) */
 
     /* Rivals, to compare with; each as its paper has it, as far as that needs no training. No mask, slopes, window, index, eps or audit;
        causal only window and performer; softcap and sinks only window. */
-    KNA_WINDOW = 7,    /* the first near_sinks and the last near_window keys that a query sees, all others dropped (StreamingLLM) */
-    KNA_LINFORMER = 8, /* keys and values projected to `rank` rows: by project_k and project_v, or means of runs of rows */
-    KNA_NYSTROM = 9,   /* `rank` landmarks, means of runs of queries and of keys. lse is NaN */
-    KNA_PERFORMER = 10 /* `rank` positive random features, orthogonal by blocks (FAVOR+) */
+    KNA_WINDOW = 10,    /* the first near_sinks and the last near_window keys that a query sees, all others dropped (StreamingLLM) */
+    KNA_LINFORMER = 11, /* keys and values projected to `rank` rows: by project_k and project_v, or means of runs of rows */
+    KNA_NYSTROM = 12,   /* `rank` landmarks, means of runs of queries and of keys. lse is NaN */
+    KNA_PERFORMER = 13  /* `rank` positive random features, orthogonal by blocks (FAVOR+) */
 } kna_method;
-#define KNA_METHOD_COUNT 11
+#define KNA_METHOD_COUNT 14
 
-/* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", "window", "linformer", "nystrom", "performer"; NULL for
- * a number that is no method. */
+/* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", "stratified", "centroid", "control", "window",
+ * "linformer", "nystrom", "performer"; NULL for a number that is no method. */
 KNA_API const char *kna_method_name(int method);
 
 /* What stands behind a radius: ||out - exact|| <= radius with a probability of at least 1 - delta. */
 typedef enum kna_certificate {
-    KNA_CERTIFICATE_ASYMPTOTIC = 0, /* normal distribution of the sample's mean: about 1 - delta, if it met all that matters */
-    KNA_CERTIFICATE_FINITE = 1      /* samples of any size, any values: at least 1 - delta. Several times as wide */
+    KNA_CERTIFICATE_ASYMPTOTIC = 0,   /* normal distribution of the sample's mean: about 1 - delta, if it met all that matters. uniform,
+                                         centroid, control */
+    KNA_CERTIFICATE_FINITE = 1,       /* samples of any size, any values: at least 1 - delta. Several times as wide. uniform */
+    KNA_CERTIFICATE_BERNSTEIN = 2,    /* likewise, by empirical variances and without replacement where that is less. uniform */
+    KNA_CERTIFICATE_DETERMINISTIC = 3 /* always, whatever delta: by how far the keys of a cell are from their mean. On heads of real
+                                         models little better than knowing nothing, unless k is large. topk, uniform, stratified,
+                                         centroid, control */
 } kna_certificate;
-#define KNA_CERTIFICATE_COUNT 2
+#define KNA_CERTIFICATE_COUNT 4
+
+/* How it is known that no key outside the head has a larger logit than some bound. Draws by softmax are exact where bounds hold. */
+typedef enum kna_bounds {
+    KNA_BOUNDS_HEAD = 0,    /* the least logit of the k nearest (of a diverse head: the largest of all others), and `gap` more */
+    KNA_BOUNDS_CLUSTERS = 1 /* for each cell its own: logit of the mean key and |q| times the largest distance from it. Holds for any head */
+} kna_bounds;
+#define KNA_BOUNDS_COUNT 2
 
 /*
- * Which keys are the head of a row where it is to be k of the nearest, but not all alike (KNA_TOPK, KNA_UNIFORM, KNA_GUMBEL,
- * KNA_REJECTION, KNA_MOM). z~: logits scaled to 0 .. 1 over the pool, which is so many nearest keys, found exactly.
+ * Which keys are the head of a row where it is to be k of the nearest, but not all alike (KNA_TOPK, and those that
+ * sample, without an index of KNA_KNN). z~: logits scaled to 0 .. 1 over the pool, which is so many nearest keys, found exactly.
  */
 typedef enum kna_diverse {
     KNA_DIVERSE_NONE = 0,  /* the k nearest */
@@ -343,27 +360,35 @@ typedef struct kna_attend_options {
                                  their codes (1 k of a row's own instead of 1.5 k), for few queries too */
 
     /* What is known. */
-    kna_index *index;         /* an index over exactly these keys and values, made for this method (KNA_TOPK for those that sample);
-                                 NULL: one is built for this call. knn learns from the queries of a call and forms clusters as needed */
+    kna_index *index;         /* an index over exactly these keys and values, made for this method (KNA_TOPK for those that sample, or
+                                 KNA_KNN, see bounds); NULL: one is built for this call. knn learns from the queries of a call and forms
+                                 clusters as needed; others take the clusters there are */
 
     /* What is checked. */
     float audit;              /* share of (query, head) rows also computed exactly, for the report; 0: none, 1: all */
     uint64_t seed;            /* chooses the audited rows */
     int unchecked;            /* 1: do not look for NaN and infinity in q, k and v (one pass over them otherwise) */
 
-    /* Samples (KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION, KNA_MOM). k_near is their head; seed chooses the samples, the same ones for a
-       query in a batch or by itself, for any number of threads. */
-    int64_t samples;          /* keys of the rest looked at (uniform), or keys drawn, per row; 0: as many as k_near. uniform with an
-                                 eps: as many as it takes for a radius of at most eps times the root mean square of ||v|| under the
-                                 softmax, up to all, with probability 1 - delta (0: 0.05) */
+    /* Samples (KNA_UNIFORM to KNA_CONTROL). k_near is their head; seed chooses the samples, the same ones for a query in a batch or by
+       itself, for any number of threads. */
+    int64_t samples;          /* keys of the rest looked at (uniform, stratified, centroid, control), or keys drawn, per row; 0: as many
+                                 as k_near. uniform with an eps: as many as it takes for a radius of at most eps times the root mean
+                                 square of ||v|| under the softmax, up to all, with probability 1 - delta (0: 0.05). topk with an eps and
+                                 a deterministic certificate: rows whose radius is larger read every key */
     int64_t groups;           /* KNA_MOM: of draws; 0: 8 log(1 / delta), delta 0 being 0.05. At most as many as samples */
-    int certificate;          /* KNA_UNIFORM: a kna_certificate, for the radius. finite: a pilot of 32 keys or a fiftieth of the rest is
+    int certificate;          /* a kna_certificate, for the radius. finite, bernstein: a pilot of 32 keys or a fiftieth of the rest is
                                  looked at besides */
     float *radius;            /* (h,m): as certified; 0 where all keys were looked at; negative: none (other methods). NULL: not wanted */
+    int bounds;               /* a kna_bounds: KNA_GUMBEL, KNA_REJECTION, KNA_MOM; KNA_UNIFORM for certificates finite and bernstein.
+                                 With an index of KNA_KNN no key is scanned: the head are the k nearest of the keys in the clusters with
+                                 the nearest means, 4 k of them, so that nearer ones may be missed. Then a gap or bounds of clusters are
+                                 needed wherever bounds are */
+    float gap;                /* KNA_BOUNDS_HEAD, at least 0: no logit of the rest is more than so much above the least of the head. Where
+                                 that is not so, draws are off by at most the softmax of the keys above, in total variation */
     int64_t rank;             /* KNA_LINFORMER: rows (0: 256); KNA_NYSTROM: landmarks (0: 64); KNA_PERFORMER: features (0: 256) */
     const float *project_k;   /* KNA_LINFORMER: (rank,n), both or neither: learned projections */
     const float *project_v;
-    int32_t *draws;           /* (h,m,samples): the keys drawn, in order (not KNA_UNIFORM); -1 in rows that see none. NULL: not wanted */
+    int32_t *draws;           /* (h,m,samples): KNA_GUMBEL, KNA_REJECTION, KNA_MOM: the keys drawn, in order; -1 in rows that see none. NULL: not wanted */
 
     /* Heads that are not simply the nearest keys, and global context. Whatever the head, what samples stands for the rest: the bound that
        draws and the finite certificate need is the largest logit not in the head, so these cost more draws, not correctness. */
@@ -388,7 +413,7 @@ typedef struct kna_attend_options {
                                  the first block has none. Costs a 16th of exact attention's logits. 0: none */
     int tail;                 /* KNA_TOPK: a kna_tail */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0 }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, 0.0f, 0, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0 }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -415,8 +440,10 @@ typedef struct kna_report {
     double audit_p95_high;
     double audit_over;        /* share of the audited rows whose error is above eps; negative: none audited, or eps is 0 */
     int certificate;          /* a kna_certificate: what stands behind the radii, if there are any */
-    double radius;            /* uniform: mean of the rows' radii; negative: none */
+    double radius;            /* mean of the rows' radii; negative: none */
     double radius_max;
+    double by_means;          /* stratified, control: mean share of the softmax that stands by mean keys alone, unsampled: what may be
+                                 biased */
     int64_t stale_rows;       /* keys (topk) read, or clusters (knn) with keys read, that the index describes otherwise: it is out of date */
     size_t index_bytes;       /* of the index used */
     size_t scratch_bytes;     /* most scratch held during the call */
@@ -448,9 +475,16 @@ typedef struct kna_report {
  *          window: (near_sinks + near_window) keys a row. linformer, nystrom, performer: about (n + m) rank (d + dv) per head, and nystrom
  *          rank^3; linformer and nystrom hold the KV head (and queries) as f32.
  *          uniform, gumbel, rejection, mom: as topk, and the keys sampled: of n keys a draw looks at less than n / (k + 1) in the mean.
+ *          With a gap a draw looks at n a / (1 + a), a = exp(least logit of the head + gap) over the head's sum; with bounds of clusters
+ *          at the sum of such over the cells; where that would be more than all keys together, all are read once.
+ *          stratified, centroid, control, bounds of clusters, certificate deterministic: cells of about 16 keys: clusters of segments of
+ *          1,024 rows that a query sees whole (no matter how many queries a call has), else of pieces of 256, else 16 rows in a run; keys
+ *          in none, at most some 30 where nothing is masked, are read in full. Without an index of KNA_KNN clusters are formed for the
+ *          call: about 2 us per row and KV head; means, and how far members are from them, take one pass over keys and values, n / 16
+ *          products a row, and 3 (d + dv) / 4 floats of memory per row of a KV head.
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md. Sampling: lazy
- *          Gumbel, Mussmann, Levy & Ermon 2017, as used for attention by Haris 2024 (arXiv 2411.04013); certificates: Pinelis 1994
- *          and Chernoff's bound (src/attend/certificate.h). Rivals: Xiao et al. 2023, Wang et al. 2020, Xiong et al. 2021, Choromanski
+ *          Gumbel, Mussmann, Levy & Ermon 2017, as used for attention by Haris 2024 (arXiv 2411.04013); certificates: Pinelis 1994,
+ *          Chernoff's bound, Bardenet & Maillard 2015 (src/attend/certificate.h), bounds of clusters (src/attend/strata_row.c). Rivals: Xiao et al. 2023, Wang et al. 2020, Xiong et al. 2021, Choromanski
  *          et al. 2021 (src/attend/rival_*.c say where we depart).
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,

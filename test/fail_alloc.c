@@ -114,6 +114,11 @@ static const plan plans[] = {
     { "topk with a mean tail", KNA_TOPK, 3, false, false, false, true },
     { "uniform in strata", KNA_UNIFORM, 3, false, false, false, false },
     { "median of means", KNA_MOM, 3, false, false, false, false },
+    { "stratified, audited", KNA_STRATIFIED, 5, false, true, false, true },
+    { "centroid", KNA_CENTROID, 2, false, false, false, false },
+    { "control", KNA_CONTROL, 2, false, false, false, false },
+    { "bounds of clusters", KNA_GUMBEL, 3, false, false, false, false },
+    { "topk with a radius", KNA_TOPK, 3, true, false, false, false },
     { "window", KNA_WINDOW, 30, false, false, false, false },
     { "linformer", KNA_LINFORMER, 5, false, false, false, false },
     { "nystrom", KNA_NYSTROM, 20, false, false, false, false },
@@ -152,6 +157,8 @@ static void case_of_plan(random_case *c, const plan *p)
     c->options.method = p->method;
     c->options.k_near = strcmp(p->name, "knn of few keys") == 0 ? ROWS : 5;
     c->options.near_window = 10;
+    if (strcmp(p->name, "bounds of clusters") == 0) c->options.bounds = KNA_BOUNDS_CLUSTERS;
+    if (strcmp(p->name, "topk with a radius") == 0) c->options.certificate = KNA_CERTIFICATE_DETERMINISTIC;
     c->options.audit = p->audited ? 1.0f : 0;
     c->options.eps = p->eps ? 0.1f : 0;
     if (p->masked) hide_some(c);
@@ -395,7 +402,7 @@ static void account(void)
     for (int i = 0; i < 30; i++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 4, 2, 1 + (int64_t)test_below(30), 1 + (int64_t)test_below(1400), 20, 12 });
-        c.options.method = (int)test_below(KNA_MOM + 1);
+        c.options.method = (int)test_below(KNA_CONTROL + 1);
         c.options.k_near = 3;
         EXPECT_INT(kna_index_remove(context, index, 0, kna_index_rows(index)), KNA_OK); /* another cache in its place */
         EXPECT_INT(kna_index_update(context, index, &c.k, &c.v, 0, c.shape.n), KNA_OK);

@@ -201,10 +201,11 @@ static void convex_hull(void)
 {
     for (int i = 0; i < rounds(60); i++) {
         random_case c = { .guarded = false };
-        case_begin(&c, i % (KNA_MOM + 1) == KNA_KNN ? long_shape() : random_shape(2e5));
+        case_begin(&c, i % (KNA_CONTROL + 1) == KNA_KNN ? long_shape() : random_shape(2e5));
         case_rows(&c, &c.k, random_type(c.shape.d), (int)test_below(LAYOUT_COUNT), 3);
         if (i % 4 == 0) case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 300); /* logits of +-1000 and more */
-        c.options.method = i % (KNA_MOM + 1);
+        c.options.method = i % (KNA_CONTROL + 1);
+        if (c.options.method == KNA_CONTROL) c.options.method = KNA_EXACT; /* its weights may be negative */
         c.options.k_near = 1 + (int64_t)test_below(20);
         c.options.near_sinks = c.options.near_window = -1;
         case_attend(&c, context_best(), NULL);
@@ -264,11 +265,11 @@ static void equal_logits(void)
 /* One logit far above the others takes all: its value, up to rounding. */
 static void one_winner(void)
 {
-    for (int kind = 0; kind < 2 * (KNA_MOM + 1); kind++) {
+    for (int kind = 0; kind < 2 * (KNA_CONTROL + 1); kind++) {
         random_case c = { .guarded = false };
         int64_t n = 1500, winner = (int64_t)test_below(1500);
-        case_begin(&c, (shape){ 3, 3, kind < (KNA_MOM + 1) ? 1 : 30, n, 16, 16 });
-        c.options.method = kind % (KNA_MOM + 1);
+        case_begin(&c, (shape){ 3, 3, kind < (KNA_CONTROL + 1) ? 1 : 30, n, 16, 16 });
+        c.options.method = kind % (KNA_CONTROL + 1);
         c.options.k_near = 3;
         for (int64_t head = 0; head < 3; head++) {
             for (int64_t query = 0; query < c.shape.m; query++) case_put(&c.q, head, query, 5, 40);
@@ -320,9 +321,9 @@ static void same_bits(void)
     static const int threads[] = { 1, 2, 3, 1, 3 };
     for (int i = 0; i < rounds(40); i++) {
         random_case c = { .guarded = false };
-        case_random(&c, i % 6 == KNA_KNN ? long_shape() : random_shape(2e6));
-        c.options.method = i % (KNA_MOM + 1);
-        if (i % 6 == KNA_KNN) {
+        case_random(&c, i % (KNA_CONTROL + 1) == KNA_KNN ? long_shape() : random_shape(2e6));
+        c.options.method = i % (KNA_CONTROL + 1);
+        if (c.options.method == KNA_KNN) {
             c.options.mask.data = NULL;
             c.options.slopes = NULL;
         }

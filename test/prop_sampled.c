@@ -4,107 +4,38 @@
  * Statistical tests have fixed seeds, so they always give the same answer. Power: a chi-square at p = 1e-4 over 20,000 draws finds
  * a total variation of about 2 %; four standard errors of 4,000 seeds find a bias of 6 % of one estimate's deviation.
  */
-#include "random_case.h"
-
-#include "../src/attend/certificate.h"
+#include "sampling.h"
 
 #define METHODS 4
-static const int methods[METHODS] = { KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION, KNA_MOM };
-
-static int attend(random_case *c)
-{
-    int status = case_attend(c, context_best(), NULL);
-    if (status != KNA_OK) printf("  %s\n", kna_context_message(context_best()));
-    return status;
-}
-
-/* One head of n keys with logits of a deviation of about `spread`, at the same seed every time. */
-static void begin_fixed(random_case *c, shape s, double spread)
-{
-    uint64_t random = test_state.random;
-    test_state.random = 20250101;
-    case_begin(c, s);
-    case_rows(c, &c->q, KNA_F32, LAYOUT_PACKED, spread);
-    test_state.random = random;
-}
-
-/* Heads that are not the nearest keys: the rest then holds larger logits than some of the head. */
-enum { HEADS = 5 }; /* the nearest, mmr, dpp, quotas; and landmarks with quotas */
-
-static void choose_head(random_case *c, int head)
-{
-    int32_t *groups = case_hold(c, (size_t)c->shape.n * sizeof *groups);
-    for (int64_t j = 0; j < c->shape.n; j++) groups[j] = (int32_t)(j % 11 % 4);
-    c->options.diverse = head < 4 ? head : KNA_DIVERSE_QUOTA;
-    c->options.mmr_lambda = 0.4f;
-    c->options.dpp_theta = 1;
-    c->options.quota = 0.8f;
-    c->options.key_groups = groups;
-    c->options.key_group_count = 4;
-    c->options.landmarks = head == 4 ? 7 : 0;
-}
+#define LAWS    7 /* the others are prop_strata.c's, but for what holds of all */
+static const int methods[LAWS] = { KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION, KNA_MOM, KNA_CENTROID, KNA_STRATIFIED, KNA_CONTROL };
 
 /* ---- draws */
-
-/* The quantile of chi-square with n degrees that 1e-4 are above (Wilson and Hilferty). */
-static double chi_square_limit(double n)
-{
-    double root = 1 - 2 / (9 * n) + 3.719 * sqrt(2 / (9 * n));
-    return n * root * root * root;
-}
-
-static void expect_softmax(const int32_t *draws, int64_t count, const double *logits, double lse, int64_t n)
-{
-    double *times = calloc((size_t)n, sizeof *times), square = 0, rare = 0, rare_times = 0;
-    int64_t cells = 0;
-    for (int64_t i = 0; i < count; i++) {
-        if (!EXPECT_THAT(draws[i] >= 0 && draws[i] < n, "key %d", (int)draws[i])) return;
-        times[draws[i]]++;
-    }
-    for (int64_t j = 0; j < n; j++) {
-        double want = (double)count * exp(logits[j] - lse);
-        if (want < 5) { /* together one cell */
-            rare += want;
-            rare_times += times[j];
-            continue;
-        }
-        square += (times[j] - want) * (times[j] - want) / want;
-        cells++;
-    }
-    if (rare >= 5) {
-        square += (rare_times - rare) * (rare_times - rare) / rare;
-        cells++;
-    } else {
-        EXPECT_THAT(rare_times <= rare + 6 * sqrt(rare) + 6, "%g draws of keys expected %g times", rare_times, rare);
-    }
-    EXPECT_THAT(square <= chi_square_limit((double)cells - 1), "chi-square %g of %lld cells", square, (long long)cells);
-    free(times);
-}
 
 static void drawn_by_softmax(void)
 {
     enum { N = 300, DRAWS = 20000 / RANDOM_SHARE };
     static int32_t draws[3 * DRAWS];
-    for (int m = 1; m < METHODS * HEADS; m++) {
+    for (int m = 1; m < METHODS * SAMPLING_HEADS; m++) {
         if (m % METHODS == 0) continue;
         for (int k = 1; k <= 301; k += k == 1 ? 29 : 271) { /* one key in the head, 30, all */
             if (m >= METHODS && k != 30) continue;
             random_case c = { .guarded = false };
-            begin_fixed(&c, (shape){ 1, 1, 3, N, 16, 4 }, 2);
+            sampling_begin(&c, (shape){ 1, 1, 3, N, 16, 4 }, 2);
             c.options.method = methods[m % METHODS];
-            c.options.causal = m < METHODS * (HEADS - 1);
+            c.options.causal = m < METHODS * (SAMPLING_HEADS - 1);
             c.options.k_near = k;
-            choose_head(&c, m / METHODS);
+            sampling_choose_head(&c, m / METHODS);
             c.options.samples = DRAWS;
             c.options.draws = draws;
             if (k == 30) c.options.softcap = 3;
-            EXPECT_INT(attend(&c), KNA_OK);
+            EXPECT_INT(sampling_attend(&c), KNA_OK);
             oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
             for (int query = 0; query < 3; query++) {
                 double logits[N], out[4];
                 oracle_logits(o, 0, query, logits);
                 double lse = oracle_mix(o, 0, logits, out);
-                expect_softmax(draws + query * DRAWS, DRAWS, logits, lse, N);
+                sampling_expect_softmax(draws + query * DRAWS, DRAWS, logits, lse, N);
                 /* The sum of the softmax is estimated from the same draws: relative deviation 1 / sqrt(draws), less by rejection. */
                 EXPECT_NEAR((double)c.lse[query], lse, 5 / sqrt(DRAWS) + 1e-5);
             }
@@ -121,7 +52,7 @@ static void few_keys_per_draw(void)
     static int32_t draws[DRAWS];
     random_case c = { .guarded = false };
     kna_report report = { .size = sizeof report };
-    begin_fixed(&c, (shape){ 1, 1, 1, N, 16, 4 }, 1);
+    sampling_begin(&c, (shape){ 1, 1, 1, N, 16, 4 }, 1);
     c.options.method = KNA_GUMBEL;
     c.options.k_near = K;
     c.options.samples = DRAWS;
@@ -146,36 +77,6 @@ static void few_keys_per_draw(void)
 
 /* ---- estimates */
 
-typedef struct truth {
-    double out[8], lse, scale;
-} truth;
-
-static truth truth_of(const random_case *c, int64_t query)
-{
-    truth t = { .scale = 0 };
-    oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
-    double *logits = calloc((size_t)c->shape.n + 1, sizeof *logits);
-    oracle_logits(o, 0, query, logits);
-    t.lse = oracle_mix(o, 0, logits, t.out);
-    for (int64_t j = 0; j < c->shape.n; j++) {
-        for (int64_t i = 0; i < c->shape.dv; i++) {
-            double v = o->v[j * c->shape.dv + i];
-            t.scale += exp(logits[j] - t.lse) * v * v;
-        }
-    }
-    t.scale = sqrt(t.scale);
-    free(logits);
-    oracle_free(o);
-    return t;
-}
-
-static double distance(const float *x, const double *y, int64_t n)
-{
-    double square = 0;
-    for (int64_t i = 0; i < n; i++) square += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
-    return sqrt(square);
-}
-
 /*
  * Over many seeds: the mean of the sum is the sum (uniform, gumbel, rejection), and of gumbel's and rejection's outputs the output;
  * those of uniform are a ratio, with a bias of about 1 / s of its variance.
@@ -183,20 +84,20 @@ static double distance(const float *x, const double *y, int64_t n)
 static void unbiased(void)
 {
     enum { N = 400, SEEDS = 4000 / RANDOM_SHARE, DV = 4 };
-    for (int i = 0; i < 3 * HEADS + HEADS; i++) {
-        int m = i < 3 * HEADS ? i % 3 : 0, head = i < 3 * HEADS ? i / 3 : i % HEADS;
+    for (int i = 0; i < 3 * SAMPLING_HEADS + SAMPLING_HEADS; i++) {
+        int m = i < 3 * SAMPLING_HEADS ? i % 3 : 0, head = i < 3 * SAMPLING_HEADS ? i / 3 : i % SAMPLING_HEADS;
         random_case c = { .guarded = false };
-        begin_fixed(&c, (shape){ 1, 1, 1, N, 8, DV }, 1.5);
+        sampling_begin(&c, (shape){ 1, 1, 1, N, 8, DV }, 1.5);
         c.options.method = methods[m];
         c.options.k_near = 20;
         c.options.samples = 60;
-        choose_head(&c, head);
-        c.options.stratify = i >= 3 * HEADS;
-        truth t = truth_of(&c, 0);
+        sampling_choose_head(&c, head);
+        c.options.stratify = i >= 3 * SAMPLING_HEADS;
+        sampling_row t = sampling_truth(&c, 0);
         double sum = 0, sum_square = 0, out[DV] = { 0 }, square[DV] = { 0 };
         for (int seed = 0; seed < SEEDS; seed++) {
             c.options.seed = (uint64_t)seed;
-            if (!EXPECT_INT(attend(&c), KNA_OK)) break;
+            if (!EXPECT_INT(sampling_attend(&c), KNA_OK)) break;
             double ratio = exp((double)c.lse[0] - t.lse) - 1;
             sum += ratio;
             sum_square += ratio * ratio;
@@ -219,7 +120,7 @@ static void unbiased(void)
  * Mean squared errors: of draws tr Cov(v) / t; of a uniform sample (1 - s/N) N^2 S^2 / (s Z^2), S^2 the variance of w (v - out)
  * over the tail; within a tenth, and so with slope -1/2 in s.
  */
-static double predicted(const random_case *c, const truth *t)
+static double predicted(const random_case *c, const sampling_row *t)
 {
     enum { DV = 4 };
     oracle *o = oracle_new(&c->q, &c->k, &c->v, &c->options);
@@ -258,16 +159,16 @@ static void errors_as_predicted(void)
         double last = 0; /* fewer seeds where every access is watched, and twice the tolerance */
         for (int64_t s = 128; s <= 512; s *= 2) {
             random_case c = { .guarded = false };
-            begin_fixed(&c, (shape){ 1, 1, 1, N, 8, 4 }, 1);
+            sampling_begin(&c, (shape){ 1, 1, 1, N, 8, 4 }, 1);
             c.options.method = methods[m];
             c.options.k_near = 50;
             c.options.samples = s;
-            truth t = truth_of(&c, 0);
+            sampling_row t = sampling_truth(&c, 0);
             double square = 0, want = predicted(&c, &t);
             for (int seed = 0; seed < SEEDS; seed++) {
                 c.options.seed = (uint64_t)seed;
-                if (!EXPECT_INT(attend(&c), KNA_OK)) break;
-                double off = distance(c.out.data, t.out, 4);
+                if (!EXPECT_INT(sampling_attend(&c), KNA_OK)) break;
+                double off = sampling_distance(c.out.data, t.out, 4);
                 square += off * off / SEEDS;
             }
             EXPECT_NEAR(square / want, 1, RANDOM_SHARE > 1 ? 0.2 : 0.1);
@@ -287,151 +188,17 @@ static void all_is_exact(void)
         c.options.method = KNA_UNIFORM;
         c.options.k_near = 1 + (int64_t)test_below(20);
         c.options.samples = i & 1 ? c.shape.n + 1 : 1 + (int64_t)test_below(5);
-        if (!(i & 1)) c.options.eps = 1e-7f; /* nothing else will do */
-        if (i & 2) c.options.certificate = KNA_CERTIFICATE_FINITE;
+        if (!(i & 1)) c.options.eps = 1e-7f; /* nothing else will do, as a certificate that holds knows */
+        if (!(i & 1) || i & 2) c.options.certificate = KNA_CERTIFICATE_FINITE + (int)test_below(3);
+        if (i % 6 == 5) c.options.method = KNA_STRATIFIED, c.options.certificate = KNA_CERTIFICATE_DETERMINISTIC;
+        if (i % 6 == 3) c.options.method = KNA_CONTROL, c.options.certificate = KNA_CERTIFICATE_ASYMPTOTIC;
         oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
         expected *e = expected_exact(o, 2e-5);
-        if (EXPECT_INT(attend(&c), KNA_OK)) case_matches(&c, e);
+        if (EXPECT_INT(sampling_attend(&c), KNA_OK)) case_matches(&c, e);
         expected_free(e);
         oracle_free(o);
         case_end(&c);
     }
-}
-
-/* ---- certificates */
-
-/* Share of rows farther from exact attention than their radius. */
-static double missed(random_case *c, int64_t seeds, double *radius_sum, double *error_sum)
-{
-    float *radius = case_hold(c, (size_t)(c->shape.h * c->shape.m) * sizeof *radius);
-    int64_t over = 0;
-    c->options.radius = radius;
-    truth *t = calloc((size_t)c->shape.m, sizeof *t);
-    for (int64_t query = 0; query < c->shape.m; query++) t[query] = truth_of(c, query);
-    for (int64_t seed = 0; seed < seeds; seed++) {
-        c->options.seed = (uint64_t)seed;
-        if (!EXPECT_INT(attend(c), KNA_OK)) break;
-        for (int64_t query = 0; query < c->shape.m; query++) {
-            double off = distance(case_out_row(c, 0, query), t[query].out, c->shape.dv);
-            over += off > (double)radius[query] + 1e-6;
-            *radius_sum += (double)radius[query] / (double)(seeds * c->shape.m);
-            *error_sum += off / (double)(seeds * c->shape.m);
-        }
-    }
-    free(t);
-    return (double)over / (double)(seeds * c->shape.m);
-}
-
-/* 10,000 trials each: asymptotic at least 1 - delta - 0.03, finite at least 1 - delta, whatever the spread of the logits. */
-static void certificates_hold(void)
-{
-    static const double spreads[] = { 0.5, 1.5, 3 };
-    const float sink = 4;
-    for (int kind = KNA_CERTIFICATE_ASYMPTOTIC; kind <= KNA_CERTIFICATE_FINITE; kind++) {
-        for (size_t i = 0; i < 3; i++) {
-            random_case c = { .guarded = false };
-            double radius = 0, error = 0;
-            begin_fixed(&c, (shape){ 1, 1, 20, 1024, 8, 8 }, spreads[i]);
-            c.options.method = KNA_UNIFORM;
-            c.options.k_near = 96;
-            c.options.samples = 128;
-            c.options.delta = 0.1f;
-            c.options.certificate = kind;
-            if (i == 1) c.options.sinks = &sink;
-            double over = missed(&c, rounds(500), &radius, &error);
-            EXPECT_THAT(over <= (kind == KNA_CERTIFICATE_FINITE ? 0.1 : 0.13), "kind %d, spread %g: %g over", kind, spreads[i],
-                        over);
-            EXPECT_THAT(radius >= error, "radius %g, error %g", radius, error);
-            case_end(&c);
-        }
-    }
-}
-
-/* Whatever the head, and of a sample in strata. */
-static void certificates_of_other_heads(void)
-{
-    for (int i = 1; i < 2 * HEADS; i++) {
-        random_case c = { .guarded = false };
-        double radius = 0, error = 0;
-        begin_fixed(&c, (shape){ 1, 1, 10, 1024, 8, 8 }, 1.5);
-        c.options.method = KNA_UNIFORM;
-        c.options.k_near = 96;
-        c.options.samples = 128;
-        c.options.delta = 0.1f;
-        choose_head(&c, i % HEADS);
-        c.options.stratify = i >= HEADS;
-        c.options.certificate = i < HEADS ? KNA_CERTIFICATE_FINITE : KNA_CERTIFICATE_ASYMPTOTIC;
-        double over = missed(&c, rounds(300), &radius, &error);
-        EXPECT_THAT(over <= (i < HEADS ? 0.1 : 0.13), "head %d: %g over", i, over);
-        EXPECT_THAT(radius >= error, "radius %g, error %g", radius, error);
-        case_end(&c);
-    }
-}
-
-/* What an asymptotic certificate cannot know: one key of the tail, unsampled, that weighs as much as all others. The finite one does. */
-static void hidden_neighbour(void)
-{
-    enum { N = 1000, S = 50 };
-    int trials = 2000, missed_asymptotic = 0, missed_finite = 0;
-    for (int trial = 0; trial < trials; trial++) {
-        double wv = 0, wwv = 0, out, centre = 0;
-        kna__moments m = { .wv = &wv, .wwv = &wwv };
-        uint64_t random = test_state.random;
-        test_state.random = (uint64_t)trial + 1;
-        for (int i = 0; i < S; i++) { /* all keys weigh 1 with v = +-1, one weighs 1,000 with v = 1 */
-            double v = test_below(2) ? 1 : -1, w = test_below(N) == 0 ? 1000 : 1;
-            if (w > 1) v = 1;
-            m.w += w, m.ww += w * w, m.wvv += w, m.wwvv += w * w, wv += w * v, wwv += w * w * v;
-        }
-        test_state.random = random;
-        m.count = S;
-        double sum = 10 + (double)N / S * m.w, want = 1000.0 / (10 + 1000 + N - 1);
-        out = (double)N / S * wv / sum;
-        kna__estimate e = { &out, sum, 1, N };
-        missed_asymptotic += fabs(out - want) > kna__radius_asymptotic(&e, &m, 0.05);
-        missed_finite += fabs(out - want) > kna__radius_finite(&e, &m, 0.05, 10, 1000, 1, &centre);
-    }
-    EXPECT_THAT(missed_asymptotic > trials / 2, "only %d of %d missed", missed_asymptotic, trials);
-    EXPECT_INT(missed_finite, 0);
-}
-
-/* eps asked for: rows are that near, most of the time; and it costs fewer keys the larger eps is. */
-static void as_near_as_asked(void)
-{
-    double keys[2] = { 0, 0 };
-    for (int i = 0; i < 2; i++) {
-        random_case c = { .guarded = false };
-        kna_report report = { .size = sizeof report };
-        begin_fixed(&c, (shape){ 1, 1, 60, 3000, 8, 8 }, 1);
-        c.options.method = KNA_UNIFORM;
-        c.options.k_near = 100;
-        c.options.eps = i ? 0.1f : 0.3f;
-        c.options.delta = 0.1f;
-        EXPECT_INT(case_attend(&c, context_best(), &report), KNA_OK);
-        int over = 0;
-        for (int64_t query = 0; query < 60; query++) {
-            truth t = truth_of(&c, query);
-            over += distance(case_out_row(&c, 0, query), t.out, 8) > (double)c.options.eps * t.scale;
-        }
-        EXPECT_THAT(over <= 6, "%d of 60 over", over);
-        keys[i] = report.keys_full;
-        case_end(&c);
-    }
-    EXPECT_THAT(keys[0] < keys[1], "%g keys for 0.3, %g for 0.1", keys[0], keys[1]);
-}
-
-static void functions(void)
-{
-    EXPECT_NEAR(kna__normal_quantile(0.975), 1.959963984540054, 1e-12);
-    EXPECT_NEAR(kna__normal_quantile(0.5), 0, 1e-15);
-    EXPECT_NEAR(kna__normal_quantile(1e-10), -6.361340902404056, 1e-9);
-    for (int i = 0; i < 100; i++) {
-        double p = test_uniform(), c = test_uniform(), above = kna__entropy_above(p, c), below = kna__entropy_below(p, c);
-        EXPECT(above >= p && below <= p && above <= 1 && below >= 0);
-        if (above < 1 - 1e-9) EXPECT_NEAR(p * log(p / above) + (1 - p) * log((1 - p) / (1 - above)), c, 1e-12 / (1 - above));
-        if (below > 1e-9) EXPECT_NEAR(p * log(p / below) + (1 - p) * log((1 - p) / (1 - below)), c, 1e-12 / below);
-    }
-    EXPECT_NEAR(kna__entropy_above(0, 0.1), 1 - exp(-0.1), 1e-12);
 }
 
 /* ---- laws */
@@ -439,7 +206,7 @@ static void functions(void)
 static void same_bits(void)
 {
     static const int threads[] = { 1, 2, 5 };
-    for (int m = 0; m < METHODS; m++) {
+    for (int m = 0; m < LAWS; m++) {
         float *first = NULL;
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 4, 2, 30, 700, 16, 8 });
@@ -467,13 +234,13 @@ static void same_bits(void)
 /* A query by itself, over the keys it saw in the batch, draws the same and gives the same. */
 static void one_by_one(void)
 {
-    for (int m = 0; m < METHODS; m++) {
+    for (int m = 0; m < LAWS; m++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 2, 1, 40, 500, 8, 4 });
         c.options.method = methods[m];
         c.options.causal = 1;
         c.options.k_near = 25;
-        EXPECT_INT(attend(&c), KNA_OK);
+        EXPECT_INT(sampling_attend(&c), KNA_OK);
         for (int64_t query = 0; query < 40; query += 13) {
             float out[8], lse[2];
             kna_rows q = c.q, k = c.k, v = c.v;
@@ -499,14 +266,14 @@ static void medians(void)
     c.options.samples = 100;
     c.options.groups = 1;
     c.options.method = KNA_GUMBEL;
-    EXPECT_INT(attend(&c), KNA_OK);
+    EXPECT_INT(sampling_attend(&c), KNA_OK);
     float *mean = case_result(&c);
     c.options.method = KNA_MOM;
-    EXPECT_INT(attend(&c), KNA_OK);
+    EXPECT_INT(sampling_attend(&c), KNA_OK);
     float *one = case_result(&c);
     EXPECT(memcmp(mean, one, 2 * 20 * 5 * sizeof(float)) == 0);
     c.options.groups = 7;
-    EXPECT_INT(attend(&c), KNA_OK);
+    EXPECT_INT(sampling_attend(&c), KNA_OK);
     float *seven = case_result(&c);
     EXPECT(memcmp(mean, seven, 2 * 20 * 5 * sizeof(float)) != 0);
     free(mean);
@@ -518,20 +285,20 @@ static void medians(void)
 /* What a query does not see changes nothing. */
 static void no_look_ahead(void)
 {
-    for (int m = 0; m < METHODS; m++) {
+    for (int m = 0; m < LAWS; m++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 2, 2, 64, 400, 8, 4 });
         c.options.method = methods[m];
         c.options.causal = 1;
         c.options.k_near = 20;
-        EXPECT_INT(attend(&c), KNA_OK);
+        EXPECT_INT(sampling_attend(&c), KNA_OK);
         float *before = case_result(&c);
         for (int head = 0; head < 2; head++) {
             for (int64_t row = 400 - 32; row < 400; row++) {
                 for (int64_t i = 0; i < 8; i++) case_put(&c.k, head, row, i, (float)test_normal() * 3);
             }
         }
-        EXPECT_INT(attend(&c), KNA_OK);
+        EXPECT_INT(sampling_attend(&c), KNA_OK);
         for (int head = 0; head < 2; head++) {
             for (int64_t query = 0; query < 32; query++) {
                 EXPECT(memcmp(before + (head * 64 + query) * 5, case_out_row(&c, head, query), 4 * sizeof(float)) == 0);
@@ -550,19 +317,22 @@ static void random_cases(void)
     for (int i = 0; i < rounds(150); i++) {
         random_case c = { .guarded = false };
         case_random(&c, random_shape(3e5));
-        c.options.method = methods[i % METHODS];
+        c.options.method = methods[i % LAWS];
         c.options.k_near = 1 + (int64_t)test_below(40);
         c.options.samples = 1 + (int64_t)test_below(200);
-        c.options.certificate = i % METHODS ? 0 : (int)test_below(KNA_CERTIFICATE_COUNT);
+        c.options.certificate = i % LAWS ? 0 : (int)test_below(KNA_CERTIFICATE_COUNT);
         c.options.seed = test_random();
-        if (methods[i % METHODS] != KNA_UNIFORM)
+        if (c.options.method <= KNA_MOM) c.options.bounds = (int)test_below(KNA_BOUNDS_COUNT);
+        if (c.options.method <= KNA_MOM && !c.options.bounds && test_below(2)) c.options.gap = (float)test_uniform() * 5;
+        if (c.options.method >= KNA_GUMBEL && c.options.method <= KNA_MOM)
             c.options.draws = case_hold(&c, (size_t)(c.shape.h * c.shape.m * c.options.samples) * 4);
         oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
-        if (!EXPECT_INT(attend(&c), KNA_OK)) printf("  %s\n", case_text(&c));
+        if (!EXPECT_INT(sampling_attend(&c), KNA_OK)) printf("  %s\n", case_text(&c));
         for (int64_t row = 0; row < c.shape.h * c.shape.m; row++) {
             int64_t head = row / c.shape.m, query = row % c.shape.m, seen = 0;
             for (int64_t j = 0; j < c.shape.n; j++) seen += oracle_sees(o, head, query, j);
             for (int64_t x = 0; x < c.shape.dv; x++) {
+                if (c.options.method == KNA_CONTROL) break; /* its output need not be among the values */
                 double most = o->v_most[head / o->g] * 1.001, got = (double)case_out_row(&c, head, query)[x];
                 if (!EXPECT_THAT(seen ? fabs(got) <= most : got == 0, "%g of values up to %g: %s", got, most, case_text(&c))) break;
             }
@@ -606,23 +376,18 @@ static void bad_input(void)
     c.options.method = KNA_KNN;
     refused(&c, "draws: knn");
     c.options.method = KNA_GUMBEL;
-    EXPECT_INT(attend(&c), KNA_OK);
+    EXPECT_INT(sampling_attend(&c), KNA_OK);
     case_end(&c);
 }
 
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
-    TEST(functions);
-    TEST(hidden_neighbour);
     TEST(drawn_by_softmax);
     TEST(few_keys_per_draw);
     TEST(unbiased);
     TEST(errors_as_predicted);
     TEST(all_is_exact);
-    TEST(certificates_hold);
-    TEST(certificates_of_other_heads);
-    TEST(as_near_as_asked);
     TEST(same_bits);
     TEST(one_by_one);
     TEST(medians);

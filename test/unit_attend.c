@@ -153,7 +153,7 @@ static void nan_and_infinity(void)
         size_t place = i / 9;
         case_rows(&c, operand(places[place].operand), types[i % 3], (int)test_below(LAYOUT_COUNT), 1);
         put_bad(places[place].operand, places[place].head, places[place].row, places[place].column, bad[i / 3 % 3]);
-        c.options.method = (int)test_below(KNA_MOM + 1);
+        c.options.method = (int)test_below(KNA_CONTROL + 1);
         EXPECT_REFUSED(KNA_EVALUE, places[place].message);
     }
     /* Two of them: the first in order, however many threads look. */
@@ -229,7 +229,7 @@ static void unchecked(void)
 static void option_ranges(void)
 {
     c.options.method = KNA_METHOD_COUNT;
-    EXPECT_REFUSED(KNA_EINVAL, "method: 11");
+    EXPECT_REFUSED(KNA_EINVAL, "method: 14");
     c.options.method = -1;
     EXPECT_REFUSED(KNA_EINVAL, "method");
     c.options.scale = NAN;

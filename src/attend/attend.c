@@ -5,8 +5,9 @@
 
 const char *kna_method_name(int method)
 {
-    static const char *const names[KNA_METHOD_COUNT] = { "exact", "topk",   "knn",       "uniform", "gumbel",   "rejection",
-                                                         "mom",   "window", "linformer", "nystrom", "performer" };
+    static const char *const names[KNA_METHOD_COUNT] = { "exact",     "topk",      "knn",        "uniform",  "gumbel",
+                                                         "rejection", "mom",       "stratified", "centroid", "control",
+                                                         "window",    "linformer", "nystrom",    "performer" };
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
@@ -68,7 +69,8 @@ static int index_method(int method)
 
 static int check_index(const kna__problem *p, const kna_index *index)
 {
-    if (index->method != index_method(p->options.method)) {
+    bool samples = p->options.method >= KNA_UNIFORM;
+    if (index->method != index_method(p->options.method) && !(samples && index->method == KNA_KNN)) {
         return KNA_FAIL(p->context, KNA_ESTALE, "index: made for %s, asked for %s", kna_method_name(index->method),
                         kna_method_name(p->options.method));
     }
@@ -84,7 +86,7 @@ static int check_index(const kna__problem *p, const kna_index *index)
 static int attend_with_index(const kna__problem *p, kna_index *index, kna_report *report)
 {
     report->index_bytes = kna_index_bytes(index);
-    return index->method == KNA_KNN ? kna__attend_knn(p, index, report) : kna__attend_nearest(p, index, report);
+    return p->options.method == KNA_KNN ? kna__attend_knn(p, index, report) : kna__attend_nearest(p, index, report);
 }
 
 static int attend_with_own_index(const kna__problem *p, kna_report *report)
@@ -145,9 +147,16 @@ static void fill_radius(const kna__problem *p, float radius)
     }
 }
 
+/* Whether rows get a radius; those that read every key do not touch theirs. */
+static bool has_radius(const kna_attend_options *o)
+{
+    bool by_sample = o->method == KNA_UNIFORM || o->method == KNA_CENTROID || o->method == KNA_CONTROL;
+    return o->method == KNA_EXACT || by_sample || o->certificate == KNA_CERTIFICATE_DETERMINISTIC;
+}
+
 static int attend(const kna__problem *p, kna_report *report)
 {
-    fill_radius(p, p->options.method == KNA_EXACT || p->options.method == KNA_UNIFORM ? 0 : -1);
+    fill_radius(p, has_radius(&p->options) ? 0 : -1);
     if (!p->options.unchecked) {
         KNA_TRY(kna__problem_finite(p));
     }

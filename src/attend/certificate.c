@@ -2,6 +2,7 @@
 #include "certificate.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 double kna__normal_quantile(double q)
 {
@@ -87,27 +88,76 @@ double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, dou
     return kna__radius_of_variance(kna__variance_of_sample(e->out, e->dv, e->rest, m), e->denominator, delta);
 }
 
-double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, double head, double most, double v_most,
-                          const double *centre)
+/* How far the sum of the weights may be from its estimate, by Chernoff: exp(-t) a side. */
+static double chernoff(const kna__estimate *e, const kna__moments *m, double most, double t)
 {
-    double s = (double)m->count, rest = (double)e->rest, log_delta = log(6 / delta), apart = 0, norm = 0;
-    if (m->count == e->rest || most <= 0) {
-        return 0;
-    }
-    if (!m->count) {
-        return INFINITY;
-    }
+    double s = (double)m->count, share = m->w / s / most;
+    double above = kna__entropy_above(share, t / s) - share, below = share - kna__entropy_below(share, t / s);
+    return (double)e->rest * most * fmax(above, below);
+}
+
+/* By Bardenet and Maillard: 5 exp(-t) a side. */
+static double bernstein_serfling(const kna__estimate *e, const kna__moments *m, double most, double t)
+{
+    double s = (double)m->count, rest = (double)e->rest, mean = m->w / s, variance = fmax(0, m->ww / s - mean * mean);
+    double left = 2 * s <= rest ? 1 - (s - 1) / rest : (1 - s / rest) * (1 + 1 / s);
+    return rest * (sqrt(2 * variance * left * t / s) + (7.0 / 3 + 3 / sqrt(2)) * most * t / s);
+}
+
+/* Of the numerator's vector, by Pinelis: 2 exp(-t). `sampled`: the number of terms whose mean is bounded. */
+static double pinelis(const kna__estimate *e, const kna__moments *m, const kna__known *known, double t, double variance_t,
+                      double sampled)
+{
+    double s = (double)m->count, norm = 0;
     for (int64_t i = 0; i < e->dv; i++) {
-        apart += (e->out[i] - centre[i]) * (e->out[i] - centre[i]);
-        norm += centre[i] * centre[i];
+        norm += known->centre[i] * known->centre[i];
     }
-    double share = m->w / s / most;
-    double above = kna__entropy_above(share, log_delta / s) - share, below = share - kna__entropy_below(share, log_delta / s);
-    double denominator_off = rest * most * fmax(above, below);
-    double reach = most * (v_most + sqrt(norm)); /* no |w (v - centre)| is above */
-    double square = square_about(m, centre, e->dv) / s / (reach * reach);
-    double variance = reach * reach * kna__entropy_above(square, log(3 / delta) / s);
-    double jump = 2 * reach * log_delta * 2 / 3;
-    double numerator_off = rest * (jump + sqrt(jump * jump + 8 * s * variance * log_delta)) / (2 * s);
-    return (numerator_off + sqrt(apart) * denominator_off) / fmax(head, e->denominator - denominator_off);
+    double reach = known->most * (known->v_most + sqrt(norm)); /* no |w (v - centre)| is above */
+    double square = square_about(m, known->centre, e->dv) / s / (reach * reach);
+    double variance = reach * reach * kna__entropy_above(square, variance_t / s);
+    double jump = 2 * reach * t * 2 / 3;
+    return (double)e->rest * (jump + sqrt(jump * jump + 8 * sampled * variance * t)) / (2 * s);
+}
+
+static double distance(const double *x, const double *y, int64_t n)
+{
+    double square = 0;
+    for (int64_t i = 0; i < n; i++) {
+        square += (x[i] - y[i]) * (x[i] - y[i]);
+    }
+    return sqrt(square);
+}
+
+/* Nothing is left out, or nothing is known. */
+static bool is_plain(const kna__estimate *e, const kna__moments *m, const kna__known *known, double *radius)
+{
+    *radius = m->count == e->rest || known->most <= 0 ? 0 : INFINITY;
+    return *radius == 0 || !m->count || !isfinite(known->most);
+}
+
+static double radius_of(const kna__estimate *e, const kna__known *known, double numerator_off, double denominator_off)
+{
+    double apart = distance(e->out, known->centre, e->dv);
+    return (numerator_off + apart * denominator_off) / fmax(known->head, e->denominator - denominator_off);
+}
+
+double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, const kna__known *known)
+{
+    double radius;
+    if (is_plain(e, m, known, &radius)) {
+        return radius;
+    }
+    return radius_of(e, known, pinelis(e, m, known, log(6 / delta), log(3 / delta), (double)m->count),
+                     chernoff(e, m, known->most, log(6 / delta)));
+}
+
+double kna__radius_bernstein(const kna__estimate *e, const kna__moments *m, double delta, const kna__known *known)
+{
+    double radius, s = (double)m->count, left = (double)e->rest - s;
+    if (is_plain(e, m, known, &radius)) {
+        return radius;
+    }
+    double denominator_off =
+        fmin(chernoff(e, m, known->most, log(12 / delta)), bernstein_serfling(e, m, known->most, log(5 * 12 / delta)));
+    return radius_of(e, known, pinelis(e, m, known, log(6 / delta), log(3 / delta), left < s ? left : s), denominator_off);
 }

@@ -9,7 +9,10 @@
 
 #include <stdint.h>
 
-/* Sums over a sample; vectors of dv. */
+/*
+ * Sums over a sample; vectors of dv. A term is a weight w and a vector w v; that of an estimate with a control variate is what w and
+ * w v have more than it says.
+ */
 typedef struct kna__moments {
     int64_t count;
     double w, ww, wvv, wwvv; /* w, w^2, w |v|^2, w^2 |v|^2 */
@@ -45,12 +48,26 @@ double kna__radius_asymptotic(const kna__estimate *e, const kna__moments *m, dou
 /* The same for samples of parts of the tail, each by itself: their variances add up to this. */
 double kna__radius_of_variance(double variance, double denominator, double delta);
 
+/* What is known beside the sample. */
+typedef struct kna__known {
+    double head;          /* softmax sum */
+    double most;          /* no weight is above, */
+    double v_most;        /* no |v| */
+    const double *centre; /* (dv), fixed before the sample was drawn */
+} kna__known;
+
 /*
- * The finite-sample radius, for any law of the terms: no weight is above `most`, no |v| above v_most; `centre` (dv) was fixed
- * before the sample was drawn. head: the softmax sum known exactly. Chernoff's bound for the denominator, Pinelis' (1994) for the
- * numerator's vector, with a variance that is itself bounded from the sample. A third of delta each.
+ * The finite-sample radius, for any law of the terms. Chernoff's bound for the denominator, Pinelis' (1994) for the numerator's
+ * vector, with a variance that is itself bounded from the sample. A third of delta each.
  */
-double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, double head, double most, double v_most,
-                          const double *centre);
+double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double delta, const kna__known *known);
+
+/*
+ * The same with empirical variances and what is gained by not drawing a key twice: for the denominator the empirical
+ * Bernstein-Serfling bound (Bardenet & Maillard 2015, theorem 3: 5 exp(-t) a side) where it is less than Chernoff's, half of a third
+ * of delta each; for the numerator, where more than half is sampled, Pinelis' bound for what is not, which is a uniform sample too.
+ * Narrower than the finite one for large samples, hardly wider for small ones.
+ */
+double kna__radius_bernstein(const kna__estimate *e, const kna__moments *m, double delta, const kna__known *known);
 
 #endif

@@ -54,6 +54,10 @@ nearest_room kna__nearest_room(const nearest_job *job, int worker, char *base, s
     room.drawn = kna__cut(&cutter, draws, sizeof(int32_t));
     room.groups = kna__cut(&cutter, kna__size_product(groups, dv), sizeof(float));
     room.column = kna__cut(&cutter, groups, sizeof(float));
+    memset(&room.cells, 0, sizeof room.cells);
+    if (job->stratified) {
+        kna__cells_cut(&room.cells, job->problem, job->ld, &cutter);
+    }
     *bytes = cutter.used;
     return room;
 }
@@ -124,6 +128,9 @@ static void attend_row(void *argument, int64_t task, int worker)
     row.room = kna__nearest_room(job, worker, job->rooms, &unused);
     row.q = job->q + (row.kv_head * job->tile * p->g + r) * p->d;
     row.s = job->scores + (row.kv_head * job->tile * p->g + r) * job->ld;
+    if (!job->scan) { /* what a row sees is told by what is added to its logits */
+        memset(row.s, 0, (size_t)job->ld * sizeof *row.s);
+    }
     kna__visible(p, row.query, &row.lo, &row.hi);
     kna__nearest_attend(&row, &job->stats[row.query * p->h + row.head]);
 }
@@ -155,24 +162,26 @@ static size_t cut_scratch(nearest_job *job, char *base)
     job->scores = kna__cut(&cutter, kna__size_product(rows, (size_t)job->ld), sizeof(float));
     job->stats = kna__cut(&cutter, kna__size_product((size_t)p->m, (size_t)p->h), sizeof(kna__row_stats));
     job->audits = kna__cut(&cutter, p->options.audit > 0 ? kna__size_product((size_t)p->m, (size_t)p->h) : 0, sizeof(float));
-    job->v_most = kna__cut(&cutter, (size_t)p->h_kv, sizeof(double));
+    size_t norms = p->options.certificate != KNA_CERTIFICATE_ASYMPTOTIC ? (size_t)p->h_kv : 0;
+    job->v_norm = kna__cut(&cutter, kna__size_product(norms, (size_t)job->ld), sizeof(float));
     cut_beside(job, &cutter);
     job->rooms = kna__cut(&cutter, (size_t)p->context->threads, job->room_bytes);
     return cutter.used;
 }
 
-/* The largest |v| of a KV head. */
-static void find_largest_value(void *argument, int64_t kv_head, int worker)
+/* |v| of a chunk of rows of a KV head. */
+static void measure_values(void *argument, int64_t task, int worker)
 {
     const nearest_job *job = argument;
     const kna__problem *p = job->problem;
-    float value[KNA_MAX_DIM], most = 0;
+    int64_t kv_head = task / job->chunks, row = task % job->chunks * CHUNK_BLOCKS * KNA_BLOCK;
+    int64_t end = row + CHUNK_BLOCKS * KNA_BLOCK < p->n ? row + CHUNK_BLOCKS * KNA_BLOCK : p->n;
+    float value[KNA_MAX_DIM];
     (void)worker;
-    for (int64_t row = 0; row < p->n; row++) {
+    for (; row < end; row++) {
         p->kernels->widen[p->v.type](value, (size_t)p->dv, kna__span_at(&p->v, kv_head, row), 1, (size_t)p->dv);
-        most = fmaxf(most, kna__square(p->kernels, value, p->dv));
+        job->v_norm[kv_head * job->ld + row] = sqrtf(kna__square(p->kernels, value, p->dv));
     }
-    job->v_most[kv_head] = sqrt((double)most);
 }
 
 static float largest_scale(const nearest_job *job)
@@ -197,8 +206,8 @@ static void find_beside(nearest_job *job)
 {
     const kna__problem *p = job->problem;
     int threads = p->context->threads;
-    if (p->options.certificate == KNA_CERTIFICATE_FINITE) {
-        kna__parallel_for(threads, p->h_kv, find_largest_value, job);
+    if (p->options.certificate != KNA_CERTIFICATE_ASYMPTOTIC) {
+        kna__parallel_for(threads, p->h_kv * job->chunks, measure_values, job);
     }
     if (p->options.diverse == KNA_DIVERSE_QUOTA) {
         kna__groups_sort(p, &job->groups);
@@ -211,31 +220,46 @@ static void find_beside(nearest_job *job)
     }
 }
 
+static int attend_tiles(nearest_job *job, kna_report *report)
+{
+    const kna__problem *p = job->problem;
+    size_t bytes = cut_scratch(job, NULL);
+    char *scratch = kna__scratch(p->context, bytes);
+    if (!scratch) {
+        return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+    }
+    cut_scratch(job, scratch);
+    job->scale_max = job->scan ? largest_scale(job) : 0;
+    int threads = p->context->threads;
+    find_beside(job);
+    for (job->query = 0; job->query < p->m; job->query += job->tile) {
+        job->queries = p->m - job->query < job->tile ? p->m - job->query : job->tile;
+        kna__parallel_for(1, p->h_kv, read_queries, job);
+        kna__parallel_for(threads, job->scan ? p->h_kv * job->chunks : 0, scan_chunk, job);
+        kna__parallel_for(threads, job->queries * p->h, attend_row, job);
+    }
+    kna__audit_rows(p, job->index, job->stats, 0, p->m, (kna__draw){ 0 });
+    kna__report_rows(p, job->stats, job->audits, report);
+    return KNA_OK;
+}
+
 int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_report *report)
 {
     nearest_job job;
     memset(&job, 0, sizeof job);
     job.problem = p;
     job.index = index;
+    job.scan = index->method == KNA_TOPK;
+    job.stratified = kna__needs_strata(&p->options);
     job.ld = (p->n + KNA_BLOCK - 1) / KNA_BLOCK * KNA_BLOCK;
     job.tile = choose_tile(p, job.ld);
     job.chunks = (job.ld / KNA_BLOCK + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
-    size_t bytes = cut_scratch(&job, NULL);
-    char *scratch = kna__scratch(p->context, bytes);
-    if (!scratch) {
-        return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+    if (job.stratified) {
+        double start = kna__seconds();
+        KNA_TRY(kna__strata_new(p, index, &job.strata));
+        report->build_s += kna__seconds() - start;
     }
-    cut_scratch(&job, scratch);
-    job.scale_max = largest_scale(&job);
-    int threads = p->context->threads;
-    find_beside(&job);
-    for (job.query = 0; job.query < p->m; job.query += job.tile) {
-        job.queries = p->m - job.query < job.tile ? p->m - job.query : job.tile;
-        kna__parallel_for(1, p->h_kv, read_queries, &job);
-        kna__parallel_for(threads, p->h_kv * job.chunks, scan_chunk, &job);
-        kna__parallel_for(threads, job.queries * p->h, attend_row, &job);
-    }
-    kna__audit_rows(p, index, job.stats, 0, p->m, (kna__draw){ 0 });
-    kna__report_rows(p, job.stats, job.audits, report);
-    return KNA_OK;
+    int status = attend_tiles(&job, report);
+    kna__strata_free(&job.strata);
+    return status;
 }

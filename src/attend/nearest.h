@@ -10,6 +10,7 @@
 
 #include "diverse.h"
 #include "report.h"
+#include "strata.h"
 
 /* Keys by their groups. */
 typedef struct nearest_groups {
@@ -46,9 +47,11 @@ typedef struct nearest_job {
     float *audits;               /* (m h) errors of the audited rows, for their quantile */
     char *rooms;
     size_t room_bytes;
-    float scale_max;             /* largest scale of any key */
-    double *v_most;              /* (h_kv) largest |v|, for a finite certificate */
-    nearest_groups groups;       /* option key_groups */
+    float scale_max;       /* largest scale of any key */
+    float *v_norm;         /* (h_kv, ld) |v|, for certificates */
+    kna__strata strata;    /* where the method or a bound needs them */
+    bool stratified, scan; /* whether there are strata; whether keys are scanned: an index of clusters finds the head by these */
+    nearest_groups groups; /* option key_groups */
     nearest_landmarks landmarks; /* option landmarks */
     double *value_sums;          /* (h_kv, n / KNA_VALUE_STEP + 1, dv): of all values before so many rows; option tail */
 } nearest_job;
@@ -57,7 +60,7 @@ typedef struct nearest_job {
 typedef struct nearest_room {
     int32_t *ids;  /* exact list */
     float *exact;  /* its logits, then weights */
-    float *approx; /* its approximate logits */
+    float *approx; /* its approximate logits; its logits, where exact holds weights */
     int32_t *found, *found_scratch;
     float *topk_scratch; /* 2 ld / 16 + 1 + ld */
     float *work;         /* ld */
@@ -74,6 +77,7 @@ typedef struct nearest_room {
     struct kna__stratum *strata; /* option key_group_count, or 1 */
     int32_t *drawn;              /* option samples */
     float *groups, *column;      /* (option groups, dv) and one column of that */
+    kna__cells cells;
 } nearest_room;
 
 /* The row being worked on. */
@@ -88,8 +92,9 @@ typedef struct nearest_row {
     int64_t scored;       /* keys whose logit was computed in full: more than are listed */
     int64_t mixed;        /* values read */
     int64_t rejected;     /* keys that were to choose from and are not listed */
-    float bound;          /* no logit of a key that is not listed is above */
+    float bound;          /* no logit of a key that is not listed is above; without a scan that is not so: the least of the head */
     float q_l1;           /* sum |q| */
+    double v_most;        /* largest |v| of what it sees, for certificates */
     int32_t stale;        /* scored keys that the index describes otherwise */
 } nearest_row;
 
@@ -111,6 +116,26 @@ int64_t kna__landmarks_of(const nearest_landmarks *landmarks, int64_t head, int6
 enum { KNA_VALUE_STEP = 64 };
 void kna__tail_sum(void *job, int64_t kv_head, int worker);
 int64_t kna__tail_mean(const nearest_row *row, double *mean);
+
+/* strata_row.c - which cells a row uses; room->cells.of says of each key which one it is in. */
+void kna__cells_see(nearest_row *row);
+/* The head of a row without a scan: the k nearest of the keys in the cells whose means are nearest, 4 k of them. */
+void kna__cells_find_head(nearest_row *row, int64_t k);
+/* What is in no cell joins the head, which is on the list. */
+void kna__cells_add_loose(nearest_row *row);
+/* Keys of the cells outside the head into `tail`, cell by cell; returns how many. */
+int64_t kna__cells_list_tail(nearest_row *row, int32_t *tail);
+/* Their means, bounds and masses, relative to exp(shift); no logit of the tail is above `bound`. */
+void kna__cells_weigh(nearest_row *row, double shift, double bound);
+/* The value of a cell's keys outside the head, in the mean (dv). */
+void kna__cells_mean_value(const nearest_row *row, int64_t cell, double *mean);
+/* Bytes of means read, over those of a key and its value. */
+double kna__cells_read(const nearest_row *row);
+/*
+ * How far `out` may be from exact attention, by these bounds alone. head: softmax sum of the head and a sink; known (dv) its weighted
+ * values; loose keys are in neither, and none weighs more than exp(bound).
+ */
+double kna__cells_radius(const nearest_row *row, const double *out, double head, const double *known, int64_t loose, double bound);
 
 int kna__attend_nearest(const kna__problem *problem, const kna_index *index, kna_report *report);
 

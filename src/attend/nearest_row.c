@@ -38,14 +38,25 @@ static void see(nearest_row *row)
     }
 }
 
-/* Bytes read: keys scored, values mixed, the scan; in those of one key and its value. */
+/* The largest |v| of what the row sees. */
+static void find_largest_value(nearest_row *row)
+{
+    const float *norm = row->job->v_norm + row->kv_head * row->job->ld;
+    for (int64_t j = row->lo; j < row->hi; j++) {
+        row->v_most = row->s[j] > -INFINITY ? fmax(row->v_most, (double)norm[j]) : row->v_most;
+    }
+    row->v_most *= 1 + 1e-6;
+}
+
+/* Bytes read: keys scored, values mixed, the scan, means; in those of one key and its value. */
 static double bytes_read(const nearest_row *row, int64_t keys, int64_t values)
 {
     const nearest_job *job = row->job;
     const kna__problem *p = job->problem;
     double key = (double)kna__row_bytes(p->k.type, p->d), value = (double)kna__row_bytes(p->v.type, p->dv);
     double scan = (double)((row->end_block - row->first_block) * KNA_BLOCK) * (double)(job->index->d4 * 4 + sizeof(float));
-    return row->seen ? ((double)keys * key + (double)values * value + scan) / (key + value) : 0;
+    scan = job->scan ? scan : 0;
+    return row->seen ? ((double)keys * key + (double)values * value + scan) / (key + value) + kna__cells_read(row) : 0;
 }
 
 static void attend_exact(nearest_row *row, kna__row_stats *stats)
@@ -93,26 +104,92 @@ static void attend_topk(nearest_row *row, kna__row_stats *stats)
     kna__state_write(p, row->head, row->query, state, room->values);
 }
 
+/*
+ * The radius of what attend_topk() left in room->exact and wrote out, by the cells' bounds. Returns whether it is as small as option
+ * eps asks for.
+ */
+static bool bound_topk(nearest_row *row, kna__row_stats *stats)
+{
+    const kna__problem *p = row->job->problem;
+    nearest_room *room = &row->room;
+    const float *out = kna__out_at(p, row->head, row->query);
+    double head = 0, known_vv, *written = room->doubles, *known = room->doubles + p->dv;
+    float shift = -INFINITY;
+    for (int64_t i = 0; i < row->listed; i++) {
+        row->s[room->ids[i]] = -INFINITY;
+        shift = fmaxf(shift, room->approx[i]);
+        head += (double)room->exact[i];
+    }
+    head += kna__sink_weight(p, row->head, shift);
+    known_vv = kna__head_values(row, known);
+    for (int64_t c = 0; c < p->dv; c++) {
+        written[c] = (double)out[c];
+    }
+    double bound = (double)row->bound - (double)shift;
+    int64_t rest = kna__cells_list_tail(row, room->found);
+    kna__cells_weigh(row, (double)shift, bound);
+    stats->radius = (float)kna__cells_radius(row, written, head, known, row->seen - row->listed - rest, bound);
+    return p->options.eps == 0 || (double)stats->radius <= (double)p->options.eps * sqrt(known_vv / head);
+}
+
+static void attend_nearest(nearest_row *row, kna__row_stats *stats)
+{
+    const kna__problem *p = row->job->problem;
+    const kna_attend_options *o = &p->options;
+    bool bounded = o->certificate == KNA_CERTIFICATE_DETERMINISTIC;
+    if (o->method != KNA_TOPK) {
+        kna__sampled_attend(row, stats);
+        return;
+    }
+    if (bounded) {
+        memcpy(row->room.approx, row->room.exact, (size_t)row->listed * sizeof(float));
+    }
+    attend_topk(row, stats);
+    stats->keys_full = (float)(row->listed + row->rejected);
+    if (bounded && !bound_topk(row, stats)) {
+        attend_exact(row, stats);
+        stats->tail_mass = stats->radius = 0;
+        row->scored = row->mixed = row->seen;
+    }
+}
+
+/* The keys that are read in full. */
+static void find_head(nearest_row *row)
+{
+    const nearest_job *job = row->job;
+    if (job->stratified) {
+        kna__cells_see(row);
+    }
+    if (job->scan) {
+        kna__head_choose(row);
+    } else {
+        kna__cells_find_head(row, job->problem->options.k_near);
+    }
+    if (job->stratified && job->problem->options.method != KNA_TOPK) {
+        kna__cells_add_loose(row);
+    }
+    row->mixed = row->listed;
+}
+
 void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
     memset(stats, 0, sizeof *stats);
     stats->error_est = stats->audit_error = stats->radius = -1;
     see(row);
+    if (p->options.certificate != KNA_CERTIFICATE_ASYMPTOTIC) {
+        find_largest_value(row);
+    }
     stats->keys_seen = (float)row->seen;
-    if (row->seen <= p->options.k_near) {
+    if (row->seen > p->options.k_near) {
+        find_head(row);
+    }
+    if (row->seen <= p->options.k_near || row->listed == row->seen) {
         attend_exact(row, stats);
         kna__sampled_exact(row);
         return;
     }
-    kna__head_choose(row);
-    row->mixed = row->listed;
-    if (p->options.method == KNA_TOPK) {
-        attend_topk(row, stats);
-        stats->keys_full = (float)(row->listed + row->rejected);
-    } else {
-        kna__sampled_attend(row, stats);
-    }
+    attend_nearest(row, stats);
     if (p->options.radius) {
         p->options.radius[row->head * p->m + row->query] = stats->radius;
     }

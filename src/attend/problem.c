@@ -28,7 +28,7 @@ static bool is_bad(float x, float low)
 /* Methods whose head is the k nearest keys. */
 static bool has_nearest_head(int method)
 {
-    return method == KNA_TOPK || (method >= KNA_UNIFORM && method <= KNA_MOM);
+    return method == KNA_TOPK || (method >= KNA_UNIFORM && method <= KNA_CONTROL);
 }
 
 static int check_diverse(kna_context *context, const kna_attend_options *o)
@@ -83,14 +83,59 @@ static int check_head(kna_context *context, const kna_attend_options *o)
     return KNA_OK;
 }
 
+static bool has_certificate(int method, int kind)
+{
+    if (kind == KNA_CERTIFICATE_DETERMINISTIC) {
+        return method == KNA_TOPK || method == KNA_UNIFORM || (method >= KNA_STRATIFIED && method <= KNA_CONTROL);
+    }
+    return kind == KNA_CERTIFICATE_ASYMPTOTIC || method == KNA_UNIFORM;
+}
+
+/* Certificates, and the bounds that they and draws need. */
+static int check_certificate(kna_context *context, const kna_attend_options *o)
+{
+    static const char *const kinds[KNA_CERTIFICATE_COUNT] = { "asymptotic", "finite", "bernstein", "deterministic" };
+    bool draws = o->method >= KNA_GUMBEL && o->method <= KNA_MOM;
+    if (o->certificate < 0 || o->certificate >= KNA_CERTIFICATE_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of asymptotic, finite, bernstein, deterministic",
+                        o->certificate);
+    }
+    if (!has_certificate(o->method, o->certificate)) {
+        return KNA_FAIL(context, KNA_EINVAL, "certificate: %s has none that is %s", kna_method_name(o->method),
+                        kinds[o->certificate]);
+    }
+    if (o->bounds < 0 || o->bounds >= KNA_BOUNDS_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "bounds: %d is none of head, clusters", o->bounds);
+    }
+    if (is_bad(o->gap, 0)) {
+        return KNA_FAIL(context, KNA_EINVAL, "gap: %g must be finite and at least 0", (double)o->gap);
+    }
+    if (o->bounds == KNA_BOUNDS_CLUSTERS && o->gap > 0) {
+        return KNA_FAIL(context, KNA_EINVAL, "gap: bounds are those of clusters");
+    }
+    if ((o->bounds || o->gap > 0) && !draws && o->method != KNA_UNIFORM) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: %s has no bounds", o->bounds ? "bounds" : "gap", kna_method_name(o->method));
+    }
+    bool needed = draws || o->certificate == KNA_CERTIFICATE_FINITE || o->certificate == KNA_CERTIFICATE_BERNSTEIN;
+    if (o->index && o->index->method == KNA_KNN && needed && !o->bounds && !(o->gap > 0)) {
+        return KNA_FAIL(context, KNA_EINVAL,
+                        "bounds: with an index of clusters the head is not known to be nearest: a gap, or bounds of clusters");
+    }
+    if (o->index && o->index->method == KNA_KNN && o->method >= KNA_UNIFORM && (o->diverse || o->landmarks)) {
+        return KNA_FAIL(context, KNA_EINVAL, "index: one of clusters finds heads by nearness alone: no %s",
+                        o->diverse ? "diverse" : "landmarks");
+    }
+    return KNA_OK;
+}
+
 static int check_options(kna_context *context, const kna_attend_options *o)
 {
     KNA_TRY(check_size_field(context, o));
     if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
-        return KNA_FAIL(
-            context, KNA_EINVAL,
-            "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, window, linformer, nystrom, performer",
-            o->method);
+        return KNA_FAIL(context, KNA_EINVAL,
+                        "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, stratified, "
+                        "centroid, control, window, linformer, nystrom, performer",
+                        o->method);
     }
     if (!isfinite(o->scale)) {
         return KNA_FAIL(context, KNA_EINVAL, "scale: must be finite");
@@ -122,12 +167,7 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (o->samples < 0 || o->groups < 0) {
         return KNA_FAIL(context, KNA_EINVAL, "samples: %lld in %lld groups: must be at least 0", LL(o->samples), LL(o->groups));
     }
-    if (o->certificate < 0 || o->certificate >= KNA_CERTIFICATE_COUNT) {
-        return KNA_FAIL(context, KNA_EINVAL, "certificate: %d is none of asymptotic, finite", o->certificate);
-    }
-    if (o->certificate != KNA_CERTIFICATE_ASYMPTOTIC && o->method != KNA_UNIFORM) {
-        return KNA_FAIL(context, KNA_EINVAL, "certificate: %s has none", kna_method_name(o->method));
-    }
+    KNA_TRY(check_certificate(context, o));
     if (o->draws && (o->method < KNA_GUMBEL || o->method > KNA_MOM)) {
         return KNA_FAIL(context, KNA_EINVAL, "draws: %s draws no keys", kna_method_name(o->method));
     }

@@ -17,6 +17,7 @@ static void add_row(kna_report *report, const kna__row_stats *s, float *audits)
     report->stale_rows += s->stale;
     report->keys_touched += s->read;
     report->tail_mass += (double)s->tail_mass;
+    report->by_means += (double)s->by_means;
     report->radius = s->radius < 0 ? report->radius : fmax(report->radius, 0) + (double)s->radius;
     report->radius_max = fmax(report->radius_max, (double)s->radius);
     if (s->error_est >= 0) {
@@ -69,6 +70,7 @@ void kna__report_rows(const kna__problem *p, const kna__row_stats *stats, float 
     }
     report->keys_touched = report->keys_seen > 0 ? report->keys_touched / report->keys_seen : 0;
     report->tail_mass = seeing ? report->tail_mass / (double)seeing : 0;
+    report->by_means = seeing ? report->by_means / (double)seeing : 0;
     report->certificate = p->options.certificate;
     report->radius = certified ? report->radius / (double)certified : -1;
     report->error_est = estimated ? report->error_est / (double)estimated : -1;

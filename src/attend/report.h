@@ -15,6 +15,7 @@ typedef struct kna__row_stats {
     float error_est;   /* negative: not estimated */
     float audit_error; /* negative: not audited */
     float radius;      /* certified; negative: none */
+    float by_means;    /* share of the softmax that was not sampled */
     int32_t stale;
     bool exact;
     bool drawn; /* audited because it was drawn, not because of option audit */

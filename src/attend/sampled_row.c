@@ -6,21 +6,21 @@
 
 /* ---- head and tail */
 
-/* Weights of the head, in place of its logits; returns its state. */
-static kna__state soften_head(nearest_row *row, kna__sampler *s)
+/* Weights of the head, in place of its logits, which go to room->approx. */
+static void soften_head(nearest_row *row, kna__sampler *s)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
+    memcpy(room->approx, room->exact, (size_t)row->listed * sizeof *room->approx);
     kna__state state = kna__soften(p->kernels, room->exact, row->listed);
     s->shift = state.max;
-    s->bound = (double)row->bound - (double)state.max;
+    s->bound = (double)row->bound + (double)p->options.gap - (double)state.max;
+    s->sink = kna__sink_weight(p, row->head, state.max);
     s->head_sum = 0;
     for (int64_t i = 0; i < row->listed; i++) {
         s->head_sum += (double)room->exact[i];
         s->sums[i] = s->head_sum;
     }
-    state.sum = s->head_sum;
-    return state;
 }
 
 /* What the row sees and the head does not hold. The scan's logits of the head are lost. */
@@ -33,7 +33,24 @@ static void list_tail(nearest_row *row, kna__sampler *s)
     s->rest = (int64_t)row->job->problem->kernels->select(s->tail, row->s + first, (size_t)count, -FLT_MAX, (int32_t)first);
 }
 
-static kna__sampler sampler_of(nearest_row *row, kna__state *state)
+/* The same by cells; what they say of bounds, where that is asked for, is no more than what an exact head does. */
+static void list_cells(nearest_row *row, kna__sampler *s)
+{
+    const kna_attend_options *o = &row->job->problem->options;
+    const kna__cells *c = &row->room.cells;
+    s->cells = c;
+    s->by_cell = o->bounds == KNA_BOUNDS_CLUSTERS;
+    s->rest = kna__cells_list_tail(row, s->tail);
+    kna__cells_weigh(row, (double)s->shift, row->job->scan || (!s->by_cell && o->gap > 0) ? s->bound : INFINITY);
+    if (s->by_cell) {
+        s->bound = -INFINITY;
+    }
+    for (int64_t x = 0; s->by_cell && x < c->count; x++) {
+        s->bound = fmax(s->bound, c->upper[x]);
+    }
+}
+
+static kna__sampler sampler_of(nearest_row *row)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
@@ -45,8 +62,12 @@ static kna__sampler sampler_of(nearest_row *row, kna__state *state)
                        .found = room->found_scratch,
                        .logits = room->work };
     s.stream = (uint64_t)row->head << 40 | (uint64_t)(row->query + p->shift + KNA_MAX_ROWS);
-    *state = soften_head(row, &s);
-    list_tail(row, &s);
+    soften_head(row, &s);
+    if (row->job->stratified && row->listed < row->seen) {
+        list_cells(row, &s);
+    } else {
+        list_tail(row, &s);
+    }
     return s;
 }
 
@@ -99,17 +120,17 @@ static double draw_keys(kna__sampler *s, int64_t count, int32_t *drawn)
     const kna__problem *p = s->row->job->problem;
     bool by_rejection = p->options.method == KNA_REJECTION;
     double levels = 0, level;
+    kna__draw_prepare(s, count);
     for (int64_t i = 0; i < count; i++) {
         drawn[i] = by_rejection ? kna__draw_by_rejection(s, &level) : kna__draw_gumbel(s, &level);
-        levels += by_rejection ? level : exp(-level);
+        levels += by_rejection ? level : exp(-fmin(level, 300));
     }
-    if (!s->rest) {
-        return s->head_sum;
+    if (!s->rest || s->tail_sums) {
+        return s->tail_sums ? level : s->head_sum;
     }
     double least = count > 1 ? (double)(count - 1) : 1;
     if (by_rejection) {
-        double all = s->head_sum + (double)s->rest * exp(s->bound);
-        return all * least / (count > 1 ? levels - 1 : levels);
+        return (s->head_sum + s->envelope) * least / (count > 1 ? levels - 1 : levels);
     }
     return least / levels;
 }
@@ -123,21 +144,38 @@ static void keep_draws(const nearest_row *row, const int32_t *drawn)
     }
 }
 
-static void attend_by_draws(nearest_row *row, kna__row_stats *stats, kna__sampler *s, kna__state state)
+void kna__sampled_write(nearest_row *row, const kna__sampler *s, double sum, const double *out)
+{
+    const kna__problem *p = row->job->problem;
+    kna__state state = { s->shift, sum - s->sink }; /* a sink's comes back when the row is written */
+    if (state.sum > 1e30) {                         /* far above a head that was not found exactly: f32 must hold it */
+        state.max = (float)((double)s->shift + log(state.sum));
+        sum /= state.sum;
+        state.sum = 1;
+    }
+    for (int64_t c = 0; c < p->dv; c++) {
+        row->room.values[c] = (float)(out[c] * sum);
+    }
+    kna__state_write(p, row->head, row->query, state, row->room.values);
+}
+
+static void attend_by_draws(nearest_row *row, kna__row_stats *stats, kna__sampler *s)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
     int64_t count = p->options.samples;
-    state.sum = draw_keys(s, count, room->drawn);
+    double sum = draw_keys(s, count, room->drawn), *out = room->doubles;
     keep_draws(row, room->drawn);
     if (p->options.method == KNA_MOM) {
         median_of_means(row, room->drawn, count, room->values);
     } else {
         mean_of(row, room->drawn, count, room->values);
     }
-    stats->tail_mass = (float)fmax(0, 1 - s->head_sum / state.sum);
-    p->kernels->scale(room->values, (float)state.sum, (size_t)p->dv);
-    kna__state_write(p, row->head, row->query, state, room->values);
+    stats->tail_mass = (float)fmax(0, 1 - s->head_sum / sum);
+    for (int64_t c = 0; c < p->dv; c++) { /* a sink takes its part of what is a mean of the keys' values */
+        out[c] = (double)room->values[c] * sum / (sum + s->sink);
+    }
+    kna__sampled_write(row, s, sum + s->sink, out);
 }
 
 /* ---- a row */
@@ -145,12 +183,13 @@ static void attend_by_draws(nearest_row *row, kna__row_stats *stats, kna__sample
 void kna__sampled_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
-    kna__state state;
-    kna__sampler s = sampler_of(row, &state);
+    kna__sampler s = sampler_of(row);
     if (p->options.method == KNA_UNIFORM) {
-        kna__sampled_tail(row, stats, &s, state);
+        kna__sampled_tail(row, stats, &s);
+    } else if (p->options.method >= KNA_STRATIFIED) {
+        kna__strata_attend(row, stats, &s);
     } else {
-        attend_by_draws(row, stats, &s, state);
+        attend_by_draws(row, stats, &s);
     }
     row->scored += s.looked_at;
     stats->keys_full = (float)(row->listed + row->rejected + s.looked_at);
@@ -162,11 +201,12 @@ void kna__sampled_exact(nearest_row *row)
     const kna__problem *p = row->job->problem;
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
     nearest_room *room = &row->room;
-    kna__state state;
     if (!p->options.draws) {
         return;
     }
-    row->listed = (int64_t)p->kernels->select(room->ids, row->s + first, (size_t)count, -FLT_MAX, (int32_t)first);
+    if (!row->listed) { /* else all are on the list */
+        row->listed = (int64_t)p->kernels->select(room->ids, row->s + first, (size_t)count, -FLT_MAX, (int32_t)first);
+    }
     if (!row->listed) {
         for (int64_t i = 0; i < p->options.samples; i++) {
             room->drawn[i] = -1;
@@ -178,7 +218,7 @@ void kna__sampled_exact(nearest_row *row)
                                   (size_t)row->listed, (size_t)p->d);
     kna__logits_finish_at(p, row->head, row->query, room->ids, room->exact, row->listed);
     row->bound = 0; /* of nothing */
-    kna__sampler s = sampler_of(row, &state);
+    kna__sampler s = sampler_of(row);
     draw_keys(&s, p->options.samples, room->drawn);
     keep_draws(row, room->drawn);
 }

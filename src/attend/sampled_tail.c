@@ -35,26 +35,27 @@ static void clear_moments(kna__moments *m, double *room, int64_t dv)
     memset(room, 0, (size_t)(2 * dv) * sizeof *room);
 }
 
-static double widen_value(const uniform_row *u, int32_t key)
+double kna__row_value(const nearest_row *row, int32_t key, float *value)
 {
-    const kna__problem *p = u->row->job->problem;
-    p->kernels->widen[p->v.type](u->value, (size_t)p->dv, kna__span_at(&p->v, u->row->kv_head, key), 1, (size_t)p->dv);
-    return (double)kna__square(p->kernels, u->value, p->dv);
+    const kna__problem *p = row->job->problem;
+    p->kernels->widen[p->v.type](value, (size_t)p->dv, kna__span_at(&p->v, row->kv_head, key), 1, (size_t)p->dv);
+    return (double)kna__square(p->kernels, value, p->dv);
 }
 
-/* What is known of the softmax: the head. */
-static void know_head(uniform_row *u)
+double kna__head_values(const nearest_row *row, double *known)
 {
-    int64_t dv = u->row->job->problem->dv;
-    u->known_vv = 0;
-    memset(u->known, 0, (size_t)dv * sizeof *u->known);
-    for (int64_t i = 0; i < u->row->listed; i++) {
-        double w = (double)u->row->room.exact[i], vv = widen_value(u, u->row->room.ids[i]);
-        u->known_vv += w * vv;
+    int64_t dv = row->job->problem->dv;
+    double known_vv = 0;
+    float value[KNA_MAX_DIM];
+    memset(known, 0, (size_t)dv * sizeof *known);
+    for (int64_t i = 0; i < row->listed; i++) {
+        double w = (double)row->room.exact[i];
+        known_vv += w * kna__row_value(row, row->room.ids[i], value);
         for (int64_t c = 0; c < dv; c++) {
-            u->known[c] += w * (double)u->value[c];
+            known[c] += w * (double)value[c];
         }
     }
+    return known_vv;
 }
 
 /* ---- strata */
@@ -107,7 +108,7 @@ static void extend(uniform_row *u, kna__stratum *stratum, kna__moments *m, int64
     kna__draw_tail(s, stratum->keys, stratum->rest, &stratum->drawn, first + count);
     kna__sampler_logits(s, stratum->keys + first, count, s->logits);
     for (int64_t i = 0; i < count; i++) {
-        double w = exp((double)s->logits[i]), vv = widen_value(u, stratum->keys[first + i]);
+        double w = kna__weight(s->logits[i]), vv = kna__row_value(u->row, stratum->keys[first + i], u->value);
         m->w += w;
         m->ww += w * w;
         m->wvv += w * vv;
@@ -205,20 +206,40 @@ static void take_pilot(uniform_row *u, int64_t size)
     stratum->drawn = 0;
 }
 
+double kna__radius_trivial(const nearest_row *row, const double *out, double radius)
+{
+    double square = 0;
+    for (int64_t c = 0; c < row->job->problem->dv; c++) {
+        square += out[c] * out[c];
+    }
+    return fmin(radius, sqrt(square) + row->v_most);
+}
+
+/* Of one stratum, by a certificate that is no matter of variances alone. */
+static double certify(const uniform_row *u, double delta)
+{
+    const kna__stratum *first = &u->strata[0];
+    kna__estimate e = { u->out, u->sum, u->row->job->problem->dv, first->rest };
+    kna__known known = { u->head, exp(u->s->bound), u->row->v_most, u->centre };
+    switch (u->row->job->problem->options.certificate) {
+    case KNA_CERTIFICATE_FINITE:
+        return kna__radius_finite(&e, &first->m, delta, &known);
+    case KNA_CERTIFICATE_BERNSTEIN:
+        return kna__radius_bernstein(&e, &first->m, delta, &known);
+    }
+    return first->rest == first->m.count ? 0 : kna__cells_radius(u->row, u->out, u->head, u->known, 0, 0);
+}
+
 static void measure(uniform_row *u, double delta)
 {
-    const nearest_job *job = u->row->job;
-    const kna__stratum *first = &u->strata[0];
-    kna__estimate e = { u->out, u->sum, job->problem->dv, first->rest };
+    const kna__problem *p = u->row->job->problem;
     double variance = 0;
-    if (job->problem->options.certificate == KNA_CERTIFICATE_FINITE) {
-        u->radius = first->rest == first->m.count ? 0
-                                                  : kna__radius_finite(&e, &first->m, delta, u->head, exp(u->s->bound),
-                                                                       job->v_most[u->row->kv_head], u->centre);
+    if (p->options.certificate != KNA_CERTIFICATE_ASYMPTOTIC) {
+        u->radius = kna__radius_trivial(u->row, u->out, certify(u, delta));
         return;
     }
     for (int64_t i = 0; i < u->strata_count; i++) {
-        variance += kna__variance_of_sample(u->out, e.dv, u->strata[i].rest, &u->strata[i].m);
+        variance += kna__variance_of_sample(u->out, p->dv, u->strata[i].rest, &u->strata[i].m);
     }
     u->radius = variance > 0 ? kna__radius_of_variance(variance, u->sum, delta) : 0;
 }
@@ -243,7 +264,7 @@ static void sample_enough(uniform_row *u, int64_t first)
         if (o->eps == 0 || count >= rest || u->radius <= (double)o->eps * values_scale(u)) {
             return;
         }
-        want = 2 * want < rest ? 2 * want : rest;
+        want = 2 * want < rest && o->certificate != KNA_CERTIFICATE_DETERMINISTIC ? 2 * want : rest;
     }
 }
 
@@ -253,10 +274,10 @@ static int64_t pilot_size(const kna__sampler *s)
     return size < s->rest ? size : s->rest;
 }
 
-void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s, kna__state state)
+void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s)
 {
     const kna__problem *p = row->job->problem;
-    double *at = row->room.doubles, sink = kna__sink_weight(p, row->head, state.max); /* a key of the head whose value is zero */
+    double *at = row->room.doubles, sink = s->sink; /* a key of the head whose value is zero */
     float value[KNA_MAX_DIM];
     uniform_row u = { .row = row,
                       .s = s,
@@ -271,18 +292,14 @@ void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s,
     for (int64_t i = 0; i < u.strata_count; i++) {
         clear_moments(&u.strata[i].m, at + (5 + 2 * i) * p->dv, p->dv);
     }
-    know_head(&u);
+    u.known_vv = kna__head_values(row, u.known);
     int64_t pilot = pilot_size(s);
-    if (p->options.certificate == KNA_CERTIFICATE_FINITE) {
+    if (p->options.certificate == KNA_CERTIFICATE_FINITE || p->options.certificate == KNA_CERTIFICATE_BERNSTEIN) {
         take_pilot(&u, pilot);
     }
     sample_enough(&u, p->options.eps > 0 ? pilot : p->options.samples);
     stats->tail_mass = (float)fmax(0, 1 - (s->head_sum + sink) / u.sum);
     stats->radius = (float)u.radius;
     stats->exact = s->looked_at == s->rest;
-    state.sum = u.sum - sink; /* it comes back when the row is written */
-    for (int64_t c = 0; c < p->dv; c++) {
-        row->room.values[c] = (float)(u.out[c] * u.sum);
-    }
-    kna__state_write(p, row->head, row->query, state, row->room.values);
+    kna__sampled_write(row, s, u.sum, u.out);
 }
