@@ -18,7 +18,8 @@ static const nature natures[] = {
     { KNA_EXACT, true, true, true },      { KNA_TOPK, true, true, true },       { KNA_KNN, false, true, true },
     { KNA_UNIFORM, true, true, true },    { KNA_GUMBEL, true, true, true },     { KNA_REJECTION, true, true, true },
     { KNA_MOM, true, true, true },        { KNA_WINDOW, true, true, true },     { KNA_LINFORMER, true, true, true },
-    { KNA_NYSTROM, false, false, false }, { KNA_PERFORMER, true, true, false },
+    { KNA_NYSTROM, false, false, false }, { KNA_PERFORMER, true, true, false }, { KNA_STRATIFIED, false, true, true },
+    { KNA_CENTROID, false, true, true },  { KNA_CONTROL, false, false, true },
 };
 #define NATURES (int)(sizeof natures / sizeof natures[0])
 

@@ -64,7 +64,7 @@ double kna__radius_finite(const kna__estimate *e, const kna__moments *m, double 
 
 /*
  * The same with empirical variances and what is gained by not drawing a key twice: for the denominator the empirical
- * Bernstein-Serfling bound (Bardenet & Maillard 2015, theorem 3: 5 exp(-t) a side) where it is less than Chernoff's, half of a third
+ * Bernstein-Serfling bound (Bardenet & Maillard 2015: 5 exp(-t) a side) where it is less than Chernoff's, half of a third
  * of delta each; for the numerator, where more than half is sampled, Pinelis' bound for what is not, which is a uniform sample too.
  * Narrower than the finite one for large samples, hardly wider for small ones.
  */
