@@ -167,7 +167,7 @@ static void always_bounded(void)
         bounded += expect_bounded(&c);
         case_end(&c);
     }
-    EXPECT_THAT(bounded > 100, "only %lld rows had a radius", (long long)bounded);
+    EXPECT_THAT(bounded > rounds(100) / 2, "only %lld rows had a radius", (long long)bounded);
 }
 
 /* Tight clusters: a radius that says something. topk's output is what it is without one. */
