@@ -10,6 +10,7 @@
  *   3. Rows and masks                  how operands are described
  *   4. Attention                       the operator, its options and its report; its gradients; merge of partial results
  *   5. Index                           what makes repeated calls on a growing key-value cache cheap
+ *   6. Store                           documents and their rows in files, that survive
  *
  * Letters: h query heads, h_kv key/value heads, g = h / h_kv query heads per KV head, m queries, n keys, d dimension of
  * keys, dv dimension of values, k neighbours. Shapes are written (h,m,d) and are row-major. A score is a logit: larger is
@@ -61,7 +62,12 @@ extern "C" {
     X(KNA_ELIMIT, -5, "a size is above the library's limit")                                   \
     X(KNA_ENOMEM, -6, "out of memory")                                                         \
     X(KNA_ECPU, -7, "this machine or build lacks the requested CPU level")                     \
-    X(KNA_ESTALE, -8, "the index does not describe the given rows")
+    X(KNA_ESTALE, -8, "the index does not describe the given rows")                            \
+    X(KNA_EIO, -9, "reading or writing a file failed")                                         \
+    X(KNA_EBUSY, -10, "another writer has the store")                                          \
+    X(KNA_EDAMAGED, -11, "a file is not as it was written")                                    \
+    X(KNA_EFORMAT, -12, "not a store, or one of another version or model")                     \
+    X(KNA_ENONE, -13, "there is no such thing, or there is one already")
 
 typedef enum kna_status {
 #define KNA_STATUS_ENUM(name, number, text) name = number,
@@ -616,6 +622,190 @@ KNA_API KNA_CHECKED int kna_index_audit(kna_context *context, int64_t *stale, co
  */
 KNA_API KNA_CHECKED int kna_index_clusters(kna_context *context, int32_t *cluster, float *spread, const kna_index *index,
                                            int64_t head, int64_t rows);
+
+/* ------------------------------------------------------------------ 6. Store */
+
+/*
+ * A store is a folder that holds documents and the rows that belong to them: keys and values of chosen layers and heads, hidden
+ * states, any vectors, any bytes. doc/format.md has every byte of it.
+ *
+ * What is promised. When kna_store_commit() has returned KNA_OK, what was added and removed since the commit before is kept whatever
+ * happens next: the process is killed, the system crashes, the power fails (on a device that does what it says when it is told to
+ * flush). Before that, all of it or none of it is. Damage is detected when it is met, and nothing damaged is ever given out: rows are
+ * compared with their checks the first time they are touched. A document removed is in no later answer.
+ *
+ * One process writes at a time (a second one is told so at once: KNA_EBUSY), any number read. A reader sees the store as of its
+ * kna_store_open() or last kna_store_refresh(), whatever is written meanwhile. Not for file systems of other machines (NFS).
+ *
+ * Threads: a kna_store serves one call at a time, through the context it was opened with.
+ * After a write or a flush has failed the store takes no more: KNA_EIO until it is opened again, because what a failed flush has
+ * lost cannot be known (Rebello et al. 2020).
+ */
+typedef struct kna_store kna_store;
+
+#define KNA_BYTES 16                 /* a row type of stores alone: rows of dim bytes, for token numbers and text */
+#define KNA_MAX_STORED_DIM 65536     /* numbers in a stored row */
+#define KNA_MAX_BYTES_DIM 0x40000000 /* bytes in a row of KNA_BYTES */
+#define KNA_MAX_FAMILIES 4096
+
+/* A family: rows alike, numbered from 0 on in the order they were added; a number is never given again. */
+typedef struct kna_family {
+    const char *name; /* 1 to 64 bytes */
+    int type;         /* KNA_F32, KNA_F16, KNA_BF16, KNA_I8, KNA_Q8_0 or KNA_BYTES */
+    int64_t dim;
+} kna_family;
+
+/* A document. Texts are UTF-8 and end with a NUL; NULL is read as "". */
+typedef struct kna_document {
+    int64_t id;               /* from 1 on, never given again; kna_store_add() fills it */
+    const char *uri;          /* its name: no two documents of a store have one; "": none */
+    const char *tags;         /* separated by newlines */
+    const char *attributes;   /* JSON, or "" */
+    unsigned char hash[32];   /* of what it was made from, as the caller has it; zero: none */
+    int64_t time_us;          /* microseconds since 1970; 0 when adding: now */
+    int64_t tokens;
+} kna_document;
+
+/* Rows of a family that belong to one document. */
+typedef struct kna_store_rows {
+    int family;       /* number, in the order of families */
+    int64_t first;    /* number of the first row in its family */
+    kna_rows rows;    /* heads 1; of KNA_BYTES: type KNA_BYTES, data and sizes as they are */
+} kna_store_rows;
+
+typedef struct kna_store_options {
+    size_t size;
+    int write;                /* 1: as the one writer */
+    const char *model;        /* create: kept with the store. open: must be the same, else KNA_EFORMAT; NULL: any */
+    int64_t segment_bytes;    /* writer: rows go to a new file from this size on; 0: 1 GiB */
+} kna_store_options;
+#define KNA_STORE_OPTIONS { sizeof(kna_store_options), 0, NULL, 0 }
+
+/* What a store holds. */
+typedef struct kna_store_info {
+    size_t size;              /* set to sizeof(kna_store_info) before the call */
+    unsigned char uuid[16];
+    int64_t transaction;      /* commits so far */
+    int64_t documents, families;
+    int64_t removed;          /* documents removed, their rows still in the files */
+    int64_t bytes;            /* of rows of documents there are */
+    int64_t dead_bytes;       /* of removed ones */
+    int64_t log_bytes, segments;
+    int64_t verified_pieces;  /* of 64 KiB, compared with their checks so far */
+} kna_store_info;
+
+/*
+ * kna_store_create() - a new store in a folder that does not exist or is empty.
+ *
+ * In:      families  count of them; more can be added later.
+ * Returns: KNA_OK; KNA_EINVAL (a family, an option), KNA_ENONE (there is a store already, or other files), KNA_EIO, KNA_ENOMEM. After
+ *          an error nothing that passes for a store is left.
+ */
+KNA_API KNA_CHECKED int kna_store_create(kna_context *context, const char *folder, const kna_family *families, int count,
+                                         const kna_store_options *options);
+
+/*
+ * kna_store_open() - open a store as a reader or as the writer.
+ *
+ * Out:     *store, NULL after an error. Give back with kna_store_close(), before the context.
+ * Returns: KNA_OK; KNA_ENONE (no such folder), KNA_EFORMAT (no store; another version, byte order or model), KNA_EBUSY (write: another
+ *          process is writing), KNA_EDAMAGED, KNA_EIO, KNA_ENOMEM, KNA_EINVAL.
+ * Cost:    the log is read: about 200 bytes and 8 per 64 KiB of rows for each document; rows are mapped, not read.
+ */
+KNA_API KNA_CHECKED int kna_store_open(kna_context *context, kna_store **store, const char *folder, const kna_store_options *options);
+
+/* kna_store_close() - what was not committed is dropped. NULL is fine. */
+KNA_API void kna_store_close(kna_store *store);
+
+/* kna_store_refresh() - a reader: go on to what is committed now. *changed (may be NULL): whether that is anything new. Pointers given
+ * out before are void. Returns KNA_OK, KNA_EDAMAGED, KNA_EIO, KNA_ENOMEM; after an error the store is as before. */
+KNA_API KNA_CHECKED int kna_store_refresh(kna_store *store, int *changed);
+
+/* kna_store_info_get() - what it holds. Costs nothing. KNA_OK or KNA_EINVAL. */
+KNA_API KNA_CHECKED int kna_store_info_get(const kna_store *store, kna_store_info *info);
+
+/* Families. kna_store_family(): KNA_OK or KNA_EINVAL; the name is valid until the store is closed. kna_store_family_named(): its
+ * number, or -1. kna_store_family_rows(): one past the highest row number committed. */
+KNA_API KNA_CHECKED int kna_store_family(const kna_store *store, int family, kna_family *out);
+KNA_API int kna_store_family_named(const kna_store *store, const char *name);
+KNA_API int64_t kna_store_family_rows(const kna_store *store, int family);
+
+/*
+ * kna_store_add_family(), kna_store_add(), kna_store_remove(), kna_store_note() - the writer: one more family, one more document, one
+ * less, a named text kept with the store ("" removes it). Nothing of it is seen before kna_store_commit().
+ *
+ * kna_store_add(): rows go to the files now, with the document's name when it is committed.
+ *   In:      document  copied; id and time_us 0 are filled in. replace: 1: a document of the same uri is removed by the same commit.
+ *            rows      `count` groups of at most one per family, of their family's type and dimension; heads 1 (kna_rows.heads).
+ *   Returns: KNA_OK; KNA_EINVAL, KNA_ESHAPE, KNA_ETYPE; KNA_ENONE (the uri is taken); KNA_EIO (a full disk: what was added since the last
+ *            commit can be rolled back, the store goes on); KNA_ENOMEM. After an error that document is not added, those before it are.
+ * kna_store_remove(): KNA_ENONE: no such document, or removed already.
+ */
+KNA_API KNA_CHECKED int kna_store_add_family(kna_store *store, const kna_family *family);
+KNA_API KNA_CHECKED int kna_store_add(kna_store *store, kna_document *document, const kna_store_rows *rows, int count, int replace);
+KNA_API KNA_CHECKED int kna_store_remove(kna_store *store, int64_t id);
+KNA_API KNA_CHECKED int kna_store_note(kna_store *store, const char *name, const char *text);
+
+/*
+ * kna_store_commit() - what was added and removed is kept from now on, and seen. Pointers given out before are void.
+ *
+ * Returns: KNA_OK (nothing to do is fine); KNA_EIO, KNA_ENOMEM: none of it is kept, or all of it (a crash's choice); see above.
+ * Cost:    three flushes, whatever the number of documents.
+ */
+KNA_API KNA_CHECKED int kna_store_commit(kna_store *store);
+
+/* kna_store_rollback() - drop what was not committed. */
+KNA_API void kna_store_rollback(kna_store *store);
+
+/*
+ * Reading. Documents there are, in the order of their ids: kna_store_next() gives the first with an id above `after` (0: the first);
+ * kna_store_document() the one with the id; kna_store_find() the one with the uri. KNA_OK or KNA_ENONE. Texts are valid until the
+ * next commit, refresh, compaction or close. kna_store_note_text(): the text, or NULL.
+ */
+KNA_API KNA_CHECKED int kna_store_next(const kna_store *store, int64_t after, kna_document *document);
+KNA_API KNA_CHECKED int kna_store_document(const kna_store *store, int64_t id, kna_document *document);
+KNA_API KNA_CHECKED int kna_store_find(const kna_store *store, const char *uri, kna_document *document);
+KNA_API const char *kna_store_note_text(const kna_store *store, const char *name);
+
+/*
+ * kna_store_rows_of() - rows of a document, where they lie in the mapped file.
+ *
+ * Out:     *rows: 0 rows where the document has none of the family. Valid as texts are.
+ * Returns: KNA_OK, KNA_ENONE (no such document), KNA_EINVAL (no such family), KNA_EDAMAGED (they are not what was written).
+ * Cost:    the first time their pieces are read and compared with their checks (about 10 GB/s where they are in memory).
+ */
+KNA_API KNA_CHECKED int kna_store_rows_of(kna_store *store, int64_t id, int family, kna_store_rows *rows);
+
+/* kna_store_prefetch() - ask the system to read a document's rows of a family ahead of kna_store_rows_of(). */
+KNA_API void kna_store_prefetch(kna_store *store, int64_t id, int family);
+
+/* kna_store_owner() - the document that a row of a family belongs to, and its place there. KNA_OK; KNA_ENONE: to none, or to one removed. */
+KNA_API KNA_CHECKED int kna_store_owner(const kna_store *store, int family, int64_t row, int64_t *id, int64_t *place);
+
+/*
+ * kna_store_verify() - compare everything with its checks: manifest, log, and the rows of all documents (of removed ones too).
+ *
+ * Out:     *damaged  how many documents have rows that are not as they were written; each is told to `tell` (may be NULL).
+ * Returns: KNA_OK where nothing is damaged, KNA_EDAMAGED, KNA_EIO.
+ */
+KNA_API KNA_CHECKED int kna_store_verify(kna_store *store, int64_t *damaged,
+                                         void (*tell)(void *user, int64_t id, const char *what), void *user);
+
+/*
+ * kna_store_compact() - the writer: write anew what files hold of removed documents at least `share` (0 to 1) of, and the log; then
+ * remove the old ones. Rows and documents keep their numbers. Readers go on with what they have open.
+ *
+ * Returns: as kna_store_commit(); KNA_EDAMAGED: a document to be kept is damaged (kna_store_repair() leaves it out).
+ */
+KNA_API KNA_CHECKED int kna_store_compact(kna_store *store, double share);
+
+/*
+ * kna_store_repair() - of a store that does not open, or has damaged documents: keep what is sound, drop what is not, and say so.
+ *
+ * Out:     *kept, *lost  documents.
+ * Returns: KNA_OK; KNA_EFORMAT, KNA_EBUSY, KNA_EIO, KNA_ENOMEM.
+ */
+KNA_API KNA_CHECKED int kna_store_repair(kna_context *context, const char *folder, int64_t *kept, int64_t *lost);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,187 @@
+/* file.c - see file.h. */
+#ifndef _GNU_SOURCE
+#    define _GNU_SOURCE /* open file description locks */
+#endif
+#include "file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int open_file(const char *path, int flags)
+{
+    return open(path, flags | O_CLOEXEC, 0666);
+}
+
+static off_t size_of(int fd)
+{
+    struct stat status;
+    return fstat(fd, &status) == 0 ? status.st_size : -1;
+}
+
+static void *map_file(int fd, size_t bytes)
+{
+    void *map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+static int make_folder(const char *path)
+{
+    return mkdir(path, 0777);
+}
+
+/* Bound to the open file, not to the process: two stores of one process exclude each other, and closing another file of the same
+ * name gives nothing back (fcntl's older locks do both wrong). */
+static int lock_file(int fd, bool wait_never)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    return fcntl(fd, wait_never ? F_OFD_SETLK : F_OFD_SETLKW, &lock);
+}
+
+kna__calls kna__file_calls = {
+    .open = open_file,
+    .close = close,
+    .read_at = pread,
+    .write_at = pwrite,
+    .reserve = posix_fallocate,
+    .sync = fdatasync,
+    .sync_folder = fsync,
+    .size = size_of,
+    .map = map_file,
+    .unmap = munmap,
+    .advise = madvise,
+    .make_folder = make_folder,
+    .rename = rename,
+    .unlink = unlink,
+    .lock = lock_file,
+};
+
+int kna__path(char path[KNA_PATH_BYTES], kna_context *context, const char *folder, const char *name)
+{
+    int length = snprintf(path, KNA_PATH_BYTES, "%s/%s", folder, name);
+    if (length < 0 || length >= KNA_PATH_BYTES) {
+        return KNA_FAIL(context, KNA_ELIMIT, "%.100s...: a path of more than %d bytes", folder, KNA_PATH_BYTES - 1);
+    }
+    return KNA_OK;
+}
+
+static int failed(const kna__file *file, const char *what)
+{
+    return KNA_FAIL(file->context, KNA_EIO, "%s: %s: %s", file->name, what, strerror(errno));
+}
+
+int kna__file_open(kna__file *file, kna_context *context, const char *folder, const char *name, int how)
+{
+    static const int flags[] = { O_RDONLY, O_RDWR, O_RDWR | O_CREAT | O_EXCL };
+    char path[KNA_PATH_BYTES];
+    *file = (kna__file){ .context = context, .fd = -1 };
+    snprintf(file->name, sizeof file->name, "%s", name);
+    KNA_TRY(kna__path(path, context, folder, name));
+    do {
+        file->fd = kna__file_calls.open(path, flags[how]);
+    } while (file->fd < 0 && errno == EINTR);
+    if (file->fd >= 0) {
+        return KNA_OK;
+    }
+    return KNA_FAIL(context, errno == ENOENT || errno == EEXIST ? KNA_ENONE : KNA_EIO, "%.180s: %s", path, strerror(errno));
+}
+
+void kna__file_close(kna__file *file)
+{
+    if (file->fd >= 0) {
+        (void)kna__file_calls.close(file->fd); /* what mattered was synced */
+    }
+    file->fd = -1;
+}
+
+int kna__file_read(const kna__file *file, void *to, size_t bytes, uint64_t at)
+{
+    for (size_t done = 0; done < bytes;) {
+        ssize_t got = kna__file_calls.read_at(file->fd, (char *)to + done, bytes - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got < 0) {
+            return failed(file, "reading");
+        }
+        if (got == 0) {
+            return KNA_FAIL(file->context, KNA_EDAMAGED, "%s: ends at byte %llu, before %llu", file->name,
+                            (unsigned long long)(at + done), (unsigned long long)(at + bytes));
+        }
+        done += (size_t)got;
+    }
+    return KNA_OK;
+}
+
+int kna__file_write(const kna__file *file, const void *from, size_t bytes, uint64_t at)
+{
+    for (size_t done = 0; done < bytes;) {
+        ssize_t put = kna__file_calls.write_at(file->fd, (const char *)from + done, bytes - done, (off_t)(at + done));
+        if (put < 0 && errno == EINTR) {
+            continue;
+        }
+        if (put <= 0) {
+            errno = put == 0 ? ENOSPC : errno;
+            return failed(file, "writing");
+        }
+        done += (size_t)put;
+    }
+    return KNA_OK;
+}
+
+int kna__file_sync(const kna__file *file)
+{
+    return kna__file_calls.sync(file->fd) == 0 ? KNA_OK : failed(file, "syncing");
+}
+
+int kna__file_size(const kna__file *file, uint64_t *bytes)
+{
+    off_t size = kna__file_calls.size(file->fd);
+    *bytes = size < 0 ? 0 : (uint64_t)size;
+    return size < 0 ? failed(file, "its size") : KNA_OK;
+}
+
+int kna__file_map(const kna__file *file, const void **map, size_t bytes)
+{
+    uint64_t size = 0;
+    *map = NULL;
+    KNA_TRY(kna__file_size(file, &size));
+    if (size < bytes) {
+        return KNA_FAIL(file->context, KNA_EDAMAGED, "%s: %llu bytes, and %llu were committed", file->name,
+                        (unsigned long long)size, (unsigned long long)bytes);
+    }
+    if (bytes) {
+        *map = kna__file_calls.map(file->fd, bytes);
+    }
+    return *map || !bytes ? KNA_OK : failed(file, "mapping");
+}
+
+void kna__file_unmap(const void *map, size_t bytes)
+{
+    if (map) {
+        (void)kna__file_calls.unmap((void *)(uintptr_t)map, bytes);
+    }
+}
+
+int kna__file_unlink(kna_context *context, const char *folder, const char *name)
+{
+    char path[KNA_PATH_BYTES];
+    KNA_TRY(kna__path(path, context, folder, name));
+    if (kna__file_calls.unlink(path) != 0 && errno != ENOENT) {
+        return KNA_FAIL(context, KNA_EIO, "%.180s: removing: %s", path, strerror(errno));
+    }
+    return KNA_OK;
+}
+
+int kna__folder_sync(kna_context *context, const char *folder)
+{
+    int fd = kna__file_calls.open(folder, O_RDONLY | O_DIRECTORY);
+    int status = fd < 0 ? -1 : kna__file_calls.sync_folder(fd), error = errno;
+    if (fd >= 0) {
+        (void)kna__file_calls.close(fd);
+    }
+    return status == 0 ? KNA_OK : KNA_FAIL(context, KNA_EIO, "%.180s: syncing the folder: %s", folder, strerror(error));
+}
