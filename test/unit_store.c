@@ -1,198 +1,14 @@
 /* unit_store.c - a store against a model in memory: add, remove, replace, roll back, refresh, compact, open again; and what is refused. */
-#include "test.h"
+#include "store_case.h"
 
-#include "kna.h"
-
-#include <fcntl.h>
-#include <ftw.h>
-#include <sys/stat.h>
-
-/* ---- a folder of this test's, and contexts */
-
-static char place[64];
+static const char *place;
 static kna_context *writer_context, *reader_context;
-
-static int remove_one(const char *path, const struct stat *status, int flag, struct FTW *walk)
-{
-    (void)status, (void)flag, (void)walk;
-    return remove(path);
-}
-
-static const char *fresh_place(void)
-{
-    if (place[0]) nftw(place, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-    snprintf(place, sizeof place, "/tmp/kna-store-XXXXXX");
-    if (!mkdtemp(place)) abort();
-    return place;
-}
-
-static bool ok(kna_context *context, int status)
-{
-    if (EXPECT_INT(status, KNA_OK)) return true;
-    printf("  %s\n", kna_context_message(context));
-    return false;
-}
-#define OK(call)        ok(writer_context, call)
-#define READER_OK(call) ok(reader_context, call)
-
-/* ---- documents whose rows follow from a number */
-
-enum { KEYS, HIDDEN, CODES, TEXT, FAMILIES };
-static const kna_family families[FAMILIES] = {
-    { "keys", KNA_F16, 64 }, { "hidden", KNA_F32, 24 }, { "codes", KNA_I8, 40 }, { "text", KNA_BYTES, 1 }
-};
-
-typedef struct filled {
-    kna_store_rows rows[FAMILIES];
-    void *data[FAMILIES];
-    float *scales;
-    int count;
-} filled;
-
-static uint32_t mix(uint32_t *state)
-{
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 8;
-}
-
-/* Rows of document `number`: as many of each family as the number says, none of some. */
-static void fill(filled *f, uint32_t number)
-{
-    uint32_t state = number * 2654435761u + 1;
-    *f = (filled){ .count = 0 };
-    for (int family = 0; family < FAMILIES; family++) {
-        const kna_family *of = &families[family];
-        int64_t rows = mix(&state) % 5 == 0 ? 0 : family == TEXT ? mix(&state) % 3000 : mix(&state) % 40;
-        if (number % 50 == 7 && family == HIDDEN) rows = 3000; /* several pieces */
-        size_t bytes = (size_t)(rows * of->dim) * (of->type == KNA_F32 ? 4 : of->type == KNA_F16 ? 2 : 1);
-        unsigned char *data = malloc(bytes + 1);
-        for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)mix(&state);
-        kna_store_rows *r = &f->rows[f->count++];
-        *r = (kna_store_rows){ family, 0, { .data = data, .type = of->type, .heads = 1, .rows = rows, .dim = of->dim } };
-        f->data[family] = data;
-        if (of->type == KNA_I8) {
-            f->scales = malloc((size_t)rows * sizeof(float) + 1);
-            for (int64_t i = 0; i < rows; i++) f->scales[i] = (float)(mix(&state) % 1000) / 1000;
-            r->rows.scales = f->scales;
-        }
-    }
-}
-
-static void unfill(filled *f)
-{
-    for (int i = 0; i < FAMILIES; i++) free(f->data[i]);
-    free(f->scales);
-}
-
-static void name_of(char name[32], uint32_t number)
-{
-    if (number % 11 == 3) {
-        name[0] = 0;
-    } else {
-        snprintf(name, 32, "doc/%u", number % 300);
-    }
-}
-
-static int add(kna_store *store, uint32_t number, int replace, int64_t *id)
-{
-    filled f;
-    char uri[32], attributes[64];
-    name_of(uri, number);
-    snprintf(attributes, sizeof attributes, "{\"number\":%u}", number);
-    kna_document d = { .uri = uri, .tags = number % 2 ? "odd\nall" : "even\nall", .attributes = attributes, .tokens = number };
-    memcpy(d.hash, &number, sizeof number);
-    fill(&f, number);
-    int status = kna_store_add(store, &d, f.rows, f.count, replace);
-    *id = d.id;
-    unfill(&f);
-    return status;
-}
-
-/* Whether a document is what add() made of the number. */
-static bool is_document(kna_store *store, kna_context *context, int64_t id, uint32_t number)
-{
-    filled f;
-    kna_document d;
-    char uri[32];
-    bool same = true;
-    name_of(uri, number);
-    if (!ok(context, kna_store_document(store, id, &d))) return false;
-    same = EXPECT(strcmp(d.uri, uri) == 0 && d.tokens == number && memcmp(d.hash, &number, sizeof number) == 0 && d.id == id);
-    fill(&f, number);
-    for (int family = 0; family < FAMILIES && same; family++) {
-        const kna_rows *want = &f.rows[family].rows;
-        kna_store_rows got;
-        if (!ok(context, kna_store_rows_of(store, id, family, &got))) return false;
-        size_t bytes = (size_t)(want->rows * want->dim) * (want->type == KNA_F32 ? 4 : want->type == KNA_F16 ? 2 : 1);
-        same = EXPECT_INT(got.rows.rows, want->rows) && EXPECT(!bytes || memcmp(got.rows.data, want->data, bytes) == 0);
-        if (same && family == CODES && want->rows)
-            same = EXPECT(memcmp(got.rows.scales, want->scales, (size_t)want->rows * sizeof(float)) == 0);
-        for (int64_t row = 0; row < want->rows && same; row += 1 + want->rows / 3) {
-            int64_t owner, at;
-            same = ok(context, kna_store_owner(store, family, got.first + row, &owner, &at)) && EXPECT(owner == id && at == row);
-        }
-    }
-    unfill(&f);
-    return same;
-}
-
-/* ---- the model: which documents there should be */
-
-enum { MOST = 3000 };
-typedef struct model {
-    int64_t ids[MOST];
-    uint32_t numbers[MOST];
-    int count;
-} model;
-
-static int model_named(const model *m, uint32_t number)
-{
-    char want[32], have[32];
-    name_of(want, number);
-    for (int i = 0; i < m->count && want[0]; i++) {
-        name_of(have, m->numbers[i]);
-        if (strcmp(want, have) == 0) return i;
-    }
-    return -1;
-}
-
-static void model_remove(model *m, int i)
-{
-    memmove(m->ids + i, m->ids + i + 1, (size_t)(m->count - i - 1) * sizeof m->ids[0]);
-    memmove(m->numbers + i, m->numbers + i + 1, (size_t)(m->count - i - 1) * sizeof m->numbers[0]);
-    m->count--;
-}
-
-static bool is_model(kna_store *store, kna_context *context, const model *m)
-{
-    kna_document d = { .id = 0 };
-    kna_store_info info = { .size = sizeof info };
-    for (int i = 0; i < m->count; i++) {
-        if (!ok(context, kna_store_next(store, d.id, &d)) || !EXPECT_INT(d.id, m->ids[i])) return false;
-        char uri[32];
-        int64_t id = d.id;
-        snprintf(uri, sizeof uri, "%s", d.uri);
-        if (uri[0] && (!ok(context, kna_store_find(store, uri, &d)) || !EXPECT_INT(d.id, id))) return false;
-        if (!is_document(store, context, id, m->numbers[i])) return false;
-        d.id = id;
-    }
-    EXPECT_INT(kna_store_next(store, d.id, &d), KNA_ENONE);
-    return ok(context, kna_store_info_get(store, &info)) && EXPECT_INT(info.documents, m->count);
-}
-
-static kna_store *open_store(kna_context *context, int write, int64_t segment_bytes)
-{
-    kna_store *store = NULL;
-    kna_store_options o = KNA_STORE_OPTIONS;
-    o.write = write;
-    o.segment_bytes = segment_bytes;
-    ok(context, kna_store_open(context, &store, place, &o));
-    return store;
-}
+#define OK(call)        WELL(writer_context, call)
+#define READER_OK(call) WELL(reader_context, call)
 
 static void create(void)
 {
-    fresh_place();
+    place = fresh_place();
     OK(kna_store_create(writer_context, place, families, FAMILIES, NULL));
 }
 
@@ -204,7 +20,7 @@ static void as_a_model_says(void)
     uint32_t number = 0;
     create();
     now.count = then.count = 0;
-    kna_store *store = open_store(writer_context, 1, 300000), *reader = open_store(reader_context, 0, 0);
+    kna_store *store = open_store(writer_context, place, 1, 300000), *reader = open_store(reader_context, place, 0, 0);
     for (int step = 0; step < 1200 && store && reader; step++) {
         uint32_t what = (uint32_t)test_below(100);
         int64_t id;
@@ -215,8 +31,7 @@ static void as_a_model_says(void)
                 EXPECT_INT(status, KNA_ENONE);
             } else if (OK(status)) {
                 if (old >= 0) model_remove(&now, old);
-                now.ids[now.count] = id;
-                now.numbers[now.count++] = number;
+                model_add(&now, id, number);
             }
         } else if (what < 70 && now.count) {
             int which = (int)test_below((size_t)now.count);
@@ -235,7 +50,7 @@ static void as_a_model_says(void)
         } else if (what < 94) {
             kna_store_close(store);
             now = then;
-            store = open_store(writer_context, 1, 100000 + (int64_t)test_below(1000000));
+            store = open_store(writer_context, place, 1, 100000 + (int64_t)test_below(1000000));
         } else if (what < 96) {
             READER_OK(kna_store_refresh(reader, NULL));
             if (!is_model(reader, reader_context, &then)) break;
@@ -246,7 +61,7 @@ static void as_a_model_says(void)
     EXPECT(now.count > 20);
     kna_store_close(store);
     kna_store_close(reader);
-    reader = open_store(reader_context, 0, 0);
+    reader = open_store(reader_context, place, 0, 0);
     int64_t damaged = -1;
     READER_OK(kna_store_verify(reader, &damaged, NULL, NULL));
     EXPECT_INT(damaged, 0);
@@ -260,11 +75,11 @@ static void snapshots(void)
     int64_t id[3];
     int changed = -1;
     create();
-    kna_store *store = open_store(writer_context, 1, 0);
+    kna_store *store = open_store(writer_context, place, 1, 0);
     OK(add(store, 1, 0, &id[0]));
     OK(add(store, 2, 0, &id[1]));
     OK(kna_store_commit(store));
-    kna_store *reader = open_store(reader_context, 0, 0);
+    kna_store *reader = open_store(reader_context, place, 0, 0);
     OK(kna_store_remove(store, id[0]));
     OK(add(store, 4, 0, &id[2]));
     is_document(reader, reader_context, id[0], 1);
@@ -291,7 +106,7 @@ static void numbers_go_on(void)
     int64_t id[4];
     kna_store_rows rows;
     create();
-    kna_store *store = open_store(writer_context, 1, 0);
+    kna_store *store = open_store(writer_context, place, 1, 0);
     for (int i = 0; i < 3; i++) OK(add(store, 20 + (uint32_t)i, 0, &id[i]));
     OK(kna_store_commit(store));
     int64_t next = kna_store_family_rows(store, KEYS);
@@ -299,7 +114,7 @@ static void numbers_go_on(void)
     OK(kna_store_commit(store));
     OK(kna_store_compact(store, 0));
     kna_store_close(store);
-    store = open_store(writer_context, 1, 0);
+    store = open_store(writer_context, place, 1, 0);
     EXPECT_INT(kna_store_family_rows(store, KEYS), next);
     OK(add(store, 21, 0, &id[3]));
     OK(kna_store_commit(store));
@@ -316,7 +131,7 @@ static void one_writer(void)
     kna_store_options o = KNA_STORE_OPTIONS;
     char want[32];
     create();
-    kna_store *store = open_store(writer_context, 1, 0);
+    kna_store *store = open_store(writer_context, place, 1, 0);
     o.write = 1;
     EXPECT_INT(kna_store_open(reader_context, &second, place, &o), KNA_EBUSY);
     snprintf(want, sizeof want, "process %d", (int)getpid());
@@ -336,7 +151,7 @@ static void models_and_notes(void)
 {
     kna_store *store = NULL;
     kna_store_options o = KNA_STORE_OPTIONS;
-    fresh_place();
+    place = fresh_place();
     o.model = "smollm2 sha256:0123";
     OK(kna_store_create(writer_context, place, families, 1, &o));
     OK(kna_store_open(writer_context, &store, place, &o));
@@ -372,7 +187,7 @@ static void refused(void)
     float numbers[24] = { 0 };
     int64_t id;
     kna_store_rows rows = { HIDDEN, 0, { .data = numbers, .type = KNA_F32, .heads = 1, .rows = 1, .dim = 24 } }, two[2];
-    fresh_place();
+    place = fresh_place();
     EXPECT_INT(kna_store_open(writer_context, &store, place, NULL), KNA_EFORMAT); /* a folder, and no store */
     EXPECT_INT(kna_store_open(writer_context, &store, "/nonexistent/store", NULL), KNA_ENONE);
     EXPECT_INT(kna_store_open(writer_context, &store, "/dev/null", NULL), KNA_EFORMAT);
@@ -386,7 +201,7 @@ static void refused(void)
     EXPECT_INT(kna_store_create(writer_context, place, twice, 2, NULL), KNA_ENONE);
     OK(kna_store_create(writer_context, place, families, FAMILIES, NULL));
     EXPECT_INT(kna_store_create(writer_context, place, families, FAMILIES, NULL), KNA_ENONE);
-    store = open_store(writer_context, 1, 0);
+    store = open_store(writer_context, place, 1, 0);
     rows.rows.dim = 23;
     EXPECT_INT(kna_store_add(store, &d, &rows, 1, 0), KNA_ESHAPE);
     rows.rows.dim = 24;
@@ -427,7 +242,7 @@ int main(int argc, char **argv)
     TEST(one_writer);
     TEST(models_and_notes);
     TEST(refused);
-    nftw(place, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    drop_place();
     kna_memory memory;
     kna_context_trim(writer_context);
     kna_context_memory(writer_context, &memory);
