@@ -14,8 +14,8 @@
 static kna_context *context, *checker;
 static char home[80], crashed[80];
 static model acknowledged, coming; /* coming: what the commit being made would give */
-static bool committing, adopt;
-static long states, most_states, found_new, adopted;
+static bool committing, adopt, killed;
+static long states, most_states, found_new, adopted, kills;
 static kna_store *store;
 
 /* A crash now: what is left is opened, compared, written to, and opened again. */
@@ -49,11 +49,34 @@ static void crash_here(void)
 
 static void moment(void)
 {
-    if (states >= most_states || test_state.failures > 5 || test_below(4)) return;
+    if (killed || states >= most_states || test_state.failures > 5 || test_below(4)) return;
     disk_pause(true);
     crash_here();
     disk_pause(false);
     adopt = test_below(60) == 0;
+    if (!adopt && test_below(60) == 0) {
+        killed = true;
+        disk_die(true);
+    }
+}
+
+/* Opened, however often it is killed in the middle of that. */
+static kna_store *open_again(int64_t segment_bytes)
+{
+    kna_store *opened = NULL;
+    kna_store_options o = KNA_STORE_OPTIONS;
+    int status;
+    o.write = 1;
+    o.segment_bytes = segment_bytes;
+    do {
+        killed = false;
+        disk_die(false);
+        status = kna_store_open(context, &opened, home, &o);
+        kills += killed;
+        if (killed) kna_store_close(opened);
+    } while (killed);
+    WELL(context, status);
+    return opened;
 }
 
 /* The live store falls over: its folder becomes a crash of itself, and the writer that recovers it is recorded as well. */
@@ -71,9 +94,23 @@ static void fall_over(int64_t segment_bytes)
     if (rename(other, home) != 0) abort();
     disk_begin(home, moment);
     adopted++;
-    store = open_store(context, home, 1, segment_bytes);
+    store = open_again(segment_bytes);
     if (!store) return;
     if (!has_ids_of(store, &acknowledged)) { /* then what was coming has come */
+        EXPECT(committing && has_ids_of(store, &coming));
+        acknowledged = coming;
+    }
+    committing = false;
+    coming = acknowledged;
+}
+
+/* Killed in the middle of a call: the next writer finds what was written, flushed or not; and crashes come on top of that. */
+static void come_back(int64_t segment_bytes)
+{
+    kna_store_close(store);
+    kills++;
+    store = open_again(segment_bytes);
+    if (store && !has_ids_of(store, &acknowledged)) {
         EXPECT(committing && has_ids_of(store, &coming));
         acknowledged = coming;
     }
@@ -90,16 +127,16 @@ static void a_life(void)
     snprintf(home, sizeof home, "%s/home", base);
     snprintf(crashed, sizeof crashed, "%s/crashed", base);
     acknowledged.count = coming.count = 0;
-    committing = adopt = false;
+    committing = adopt = killed = false;
     WELL(context, kna_store_create(context, home, some, FAMILIES, NULL));
     disk_begin(home, moment);
-    store = open_store(context, home, 1, segment_bytes);
+    store = open_again(segment_bytes);
     for (int step = 0; step < 150 && store && states < most_states && test_state.failures <= 5; step++) {
         uint32_t what = (uint32_t)test_below(100);
         int64_t id;
         if (what < 50) {
-            int old = model_named(&coming, ++number);
-            if (WELL(context, add(store, number, 1, &id))) {
+            int old = model_named(&coming, ++number), status = add(store, number, 1, &id);
+            if (!killed && WELL(context, status)) {
                 if (old >= 0) model_remove(&coming, old);
                 model_add(&coming, id, number);
             }
@@ -109,18 +146,23 @@ static void a_life(void)
             model_remove(&coming, which);
         } else if (what < 84) {
             committing = true;
-            if (!WELL(context, kna_store_commit(store))) break;
-            committing = false;
-            acknowledged = coming;
+            int status = kna_store_commit(store);
+            if (!killed || status == KNA_OK) {
+                if (!WELL(context, status)) break;
+                committing = false;
+                acknowledged = coming;
+            }
         } else if (what < 88) {
             kna_store_rollback(store);
             coming = acknowledged;
-            if (what < 86) WELL(context, kna_store_compact(store, 0.3));
+            int status = what < 86 ? kna_store_compact(store, 0.3) : KNA_OK;
+            if (!killed) WELL(context, status);
         } else if (what < 92) {
             kna_store_close(store);
             coming = acknowledged;
-            store = open_store(context, home, 1, segment_bytes);
+            store = open_again(segment_bytes);
         }
+        if (killed) come_back(segment_bytes);
         if (adopt && store) {
             adopt = false;
             fall_over(segment_bytes);
@@ -134,9 +176,9 @@ static void lives(void)
 {
     int count = 0;
     for (; states < most_states && test_state.failures <= 5; count++) a_life();
-    printf("  %ld states of %d lives; in %ld a commit not yet acknowledged was there; %ld times life went on from one\n", states, count,
-           found_new, adopted);
-    EXPECT(found_new > 0 && adopted > 0);
+    printf("  %ld states of %d lives; in %ld a commit not yet acknowledged was there; %ld times life went on from one, %ld times after a kill\n",
+           states, count, found_new, adopted, kills);
+    EXPECT(found_new > 0 && adopted > 0 && kills > 0);
 }
 
 int main(int argc, char **argv)

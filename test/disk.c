@@ -7,6 +7,7 @@
  */
 #include "disk.h"
 
+#include <errno.h>
 #include <fcntl.h>
 
 enum { MOST_FILES = 4096, MOST_FD = 4096, SECTOR = 512 };
@@ -33,7 +34,7 @@ typedef struct change { /* of a name: to an inode, or -1: gone */
 } change;
 
 static struct {
-    bool on, paused;
+    bool on, paused, dead;
     char folder[128];
     void (*moment)(void);
     inode inodes[MOST_FILES];
@@ -115,8 +116,16 @@ static int new_inode(void)
     return disk.inode_count++;
 }
 
+/* -1 as from a call that failed. */
+static bool is_dead(void)
+{
+    errno = EIO;
+    return disk.dead && !disk.paused;
+}
+
 static int recorded_open(const char *path, int flags)
 {
+    if (is_dead()) return -1;
     const char *name = within(path);
     int fd = disk.system.open(path, flags);
     if (fd < 0 || fd >= MOST_FD) return fd;
@@ -135,6 +144,7 @@ static int recorded_open(const char *path, int flags)
 
 static ssize_t recorded_write(int fd, const void *from, size_t count, off_t at)
 {
+    if (is_dead()) return -1;
     ssize_t put = disk.system.write_at(fd, from, count, at);
     if (put > 0 && !disk.paused && disk.of_fd[fd] >= 0) {
         inode *i = &disk.inodes[disk.of_fd[fd]];
@@ -152,8 +162,10 @@ static ssize_t recorded_write(int fd, const void *from, size_t count, off_t at)
 
 static int recorded_sync(int fd)
 {
+    if (is_dead()) return -1;
     if (!disk.paused && disk.of_fd[fd] >= 0) {
         tell(); /* a moment before */
+        if (is_dead()) return -1;
         flush(&disk.inodes[disk.of_fd[fd]]);
         tell();
     }
@@ -163,8 +175,10 @@ static int recorded_sync(int fd)
 static int recorded_sync_folder(int fd)
 {
     (void)fd;
+    if (is_dead()) return -1;
     if (!disk.paused) {
         tell();
+        if (is_dead()) return -1;
         for (int i = 0; i < disk.change_count; i++) set_name(disk.names, &disk.name_count, &disk.changes[i]);
         disk.change_count = 0;
         tell();
@@ -174,7 +188,7 @@ static int recorded_sync_folder(int fd)
 
 static int recorded_rename(const char *from, const char *to)
 {
-    int status = disk.system.rename(from, to);
+    int status = is_dead() ? -1 : disk.system.rename(from, to);
     if (status == 0 && within(from)) {
         int i = inode_named(within(from));
         rename_in_time(within(to), i); /* one change: the new name first, so the file is never without one */
@@ -186,7 +200,7 @@ static int recorded_rename(const char *from, const char *to)
 
 static int recorded_unlink(const char *path)
 {
-    int status = disk.system.unlink(path);
+    int status = is_dead() ? -1 : disk.system.unlink(path);
     if (status == 0 && within(path)) {
         rename_in_time(within(path), -1);
         tell();
@@ -220,7 +234,7 @@ void disk_begin(const char *folder, void (*moment)(void))
     disk.moment = moment;
     snprintf(disk.folder, sizeof disk.folder, "%s", folder);
     disk.on = true;
-    disk.paused = false;
+    disk.paused = disk.dead = false;
     for (int i = 0; i < MOST_FD; i++) disk.of_fd[i] = -1;
     FILE *list = NULL;
     char command[200], name[64];
@@ -242,6 +256,11 @@ void disk_begin(const char *folder, void (*moment)(void))
 void disk_pause(bool off)
 {
     disk.paused = off;
+}
+
+void disk_die(bool dead)
+{
+    disk.dead = dead;
 }
 
 void disk_end(void)

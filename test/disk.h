@@ -19,6 +19,10 @@ void disk_end(void);
 /* While off calls go to the system and are not recorded. */
 void disk_pause(bool off);
 
+/* The process is as good as dead: nothing that it calls has an effect any more, and all of it fails. What it wrote is in the system's
+ * memory still, unflushed. Until disk_die(false). */
+void disk_die(bool dead);
+
 /* The folder as a crash now leaves it, made in `to`, an empty folder; what is kept is up to the test's random numbers. */
 void disk_crash(const char *to);
 

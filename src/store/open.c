@@ -320,6 +320,17 @@ static bool writer_is_there(kna_store *s)
     return there;
 }
 
+/*
+ * A process that was killed may have left what it wrote in the system's memory: a receipt that can be read and is on no disk. Before
+ * anything is built on it, it is flushed; and written, where a crash kept it back.
+ */
+static int settle(kna_store *s, bool anew)
+{
+    KNA_TRY(kna__file_sync(&s->log));
+    KNA_TRY(kna__folder_sync(s->context, s->folder));
+    return anew ? kna__slot_write(&s->manifest, &s->slot) : kna__file_sync(&s->manifest);
+}
+
 /* One try: the newest slot, its log, its segments. *again: files went while we looked, since a writer compacts. */
 static int load_once(kna_store *s, bool *again)
 {
@@ -349,11 +360,7 @@ static int load_once(kna_store *s, bool *again)
     status = kna__store_map(s);
     *again = status == KNA_ENONE;
     KNA_TRY(status == KNA_ENONE ? KNA_EDAMAGED : status);
-    if (s->write && (committed != s->slot.log_bytes || one_is_bad)) { /* the receipt that a crash kept back */
-        KNA_TRY(kna__file_sync(&s->log));
-        return kna__slot_write(&s->manifest, &s->slot);
-    }
-    return KNA_OK;
+    return s->write ? settle(s, committed != s->slot.log_bytes || one_is_bad) : KNA_OK;
 }
 
 static int load(kna_store *s)
