@@ -392,6 +392,9 @@ static int take_lock(kna_store *s)
     }
     KNA_TRY(status);
     if (kna__file_calls.lock(s->lock.fd, true) != 0) {
+        if (errno != EAGAIN && errno != EACCES) {
+            return KNA_FAIL(s->context, KNA_EIO, "%.180s: locking: %s", s->folder, strerror(errno));
+        }
         ssize_t got = kna__file_calls.read_at(s->lock.fd, holder, sizeof holder - 1, 0);
         holder[got > 0 ? got : 0] = 0;
         holder[strcspn(holder, "\n")] = 0;

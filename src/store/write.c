@@ -245,12 +245,17 @@ int kna_store_add_family(kna_store *s, const kna_family *family)
     }
     kna__family f = { .id = (uint32_t)s->families.count, .type = (uint32_t)family->type, .dim = (uint64_t)family->dim };
     memcpy(f.name, family->name, length);
-    unsigned char *body = kna__pending_body(s, KNA_FAMILY_BYTES);
-    if (!body) {
-        return out_of_memory(s);
+    /* Twice: rows of a family whose record is damaged could not be understood by kna_store_repair(). */
+    KNA_TRY(kna__list_reserve(s->context, &s->pending, 2 * kna__record_bytes(KNA_FAMILY_BYTES)));
+    for (int i = 0; i < 2; i++) {
+        unsigned char *body = kna__pending_body(s, KNA_FAMILY_BYTES);
+        if (!body) {
+            return out_of_memory(s);
+        }
+        kna__family_encode(body, &f);
+        KNA_TRY(kna__pending_add(s, KNA_RECORD_FAMILY, KNA_FAMILY_BYTES));
     }
-    kna__family_encode(body, &f);
-    return kna__pending_add(s, KNA_RECORD_FAMILY, KNA_FAMILY_BYTES);
+    return KNA_OK;
 }
 
 int kna_store_note(kna_store *s, const char *name, const char *text)
