@@ -2,8 +2,10 @@
  * open.c - make, open and refresh a store; and find out what was committed.
  *
  * A commit is three flushes: the rows, the log with its commit record, and a slot of the manifest, which is the receipt. The slot
- * names the log and how far it goes; if it was torn, or never came, the log's chain of checks still says whether the commit before the
- * crash is whole: rows were flushed before it was written. A log that ends before the receipt says is damaged, and that is told.
+ * names the log and how far it goes; what lies behind that does not exist, and the next writer writes over it. Only where a slot is not
+ * sound the log's chain of checks is followed further: the receipt was torn, or turned bad later, and then a whole commit behind the
+ * sound one (whose rows were flushed before it was written) is the one it stood for. A log that ends before the receipt says is damaged,
+ * and that is told.
  */
 #include "store.h"
 
@@ -229,7 +231,7 @@ static void follow_chain(const unsigned char *log, uint64_t bytes, kna__slot *sl
     }
 }
 
-/* What a crash left behind the receipt, if it is a whole commit. */
+/* What lies behind the sound receipt, if it is a whole commit. */
 static int recover(kna_store *s, kna__slot *slot)
 {
     uint64_t size;
@@ -352,7 +354,7 @@ static int load_once(kna_store *s, bool *again)
     }
     KNA_TRY(status);
     uint64_t committed = s->slot.log_bytes;
-    if (s->write || (one_is_bad && !writer_is_there(s))) {
+    if (one_is_bad && (s->write || !writer_is_there(s))) {
         KNA_TRY(recover(s, &s->slot));
     }
     KNA_TRY(kna__store_map(s));
