@@ -23,6 +23,7 @@ python3-pip     any_python "import pip"
 ca-certificates [ -e /etc/ssl/certs/ca-certificates.crt ]
 libcjson-dev    header cjson/cJSON.h
 librandom123-dev header Random123/philox.h
+libxxhash-dev   header xxhash.h
 '
 wanted_test='
 python3-numpy   any_python "import numpy"

@@ -8,6 +8,7 @@ may_know() {
         src/kernel) echo include src/base ;;
         src/index) echo include src/base src/kernel ;;
         src/attend) echo include src/base src/kernel src/index ;;
+        src/store) echo include src/base src/kernel ;;
         ggml) echo include ;;
         lm) echo include ggml ;;
         cli) echo include lm ;;
