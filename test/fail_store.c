@@ -66,9 +66,9 @@ static int call_unlink(const char *path)
 {
     return fails(UNLINK) ? -1 : system_calls.unlink(path);
 }
-static int call_lock(int fd, bool wait_never)
+static int call_lock(int fd)
 {
-    return fails(LOCK) ? -1 : system_calls.lock(fd, wait_never);
+    return fails(LOCK) ? -1 : system_calls.lock(fd);
 }
 
 static void fail_calls(bool on)
@@ -79,6 +79,7 @@ static void fail_calls(bool on)
     kna__file_calls = system_calls;
     if (!on) return;
     kna__file_calls = bad;
+    kna__file_calls.is_locked = system_calls.is_locked;
     kna__file_calls.close = system_calls.close;
     kna__file_calls.reserve = system_calls.reserve;
     kna__file_calls.unmap = system_calls.unmap;

@@ -100,6 +100,27 @@ static void snapshots(void)
     kna_store_close(store);
 }
 
+/* A compaction that leaves a segment alone makes its dead rows unknown, not free: a reader of before still has them. */
+static void dead_rows_stay(void)
+{
+    int64_t id[30];
+    create();
+    kna_store *store = open_store(writer_context, place, 1, 0);
+    for (int i = 0; i < 10; i++) OK(add(store, 30 + (uint32_t)i, 0, &id[i]));
+    OK(kna_store_commit(store));
+    kna_store *reader = open_store(reader_context, place, 0, 0);
+    for (int i = 5; i < 10; i++) OK(kna_store_remove(store, id[i]));
+    OK(kna_store_commit(store));
+    OK(kna_store_compact(store, 1));
+    for (int i = 10; i < 30; i++) OK(add(store, 30 + (uint32_t)i, 0, &id[i]));
+    OK(kna_store_commit(store));
+    for (int i = 0; i < 10; i++) is_document(reader, reader_context, id[i], 30 + (uint32_t)i);
+    READER_OK(kna_store_refresh(reader, NULL));
+    for (int i = 10; i < 30; i++) is_document(reader, reader_context, id[i], 30 + (uint32_t)i);
+    kna_store_close(reader);
+    kna_store_close(store);
+}
+
 /* Numbers of documents and of rows are given once, also after a compaction has forgotten who had them. */
 static void numbers_go_on(void)
 {
@@ -238,6 +259,7 @@ int main(int argc, char **argv)
     if (kna_context_new(&writer_context, NULL) != KNA_OK || kna_context_new(&reader_context, NULL) != KNA_OK) return 1;
     TEST(as_a_model_says);
     TEST(snapshots);
+    TEST(dead_rows_stay);
     TEST(numbers_go_on);
     TEST(one_writer);
     TEST(models_and_notes);

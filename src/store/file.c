@@ -35,10 +35,16 @@ static int make_folder(const char *path)
 
 /* Bound to the open file, not to the process: two stores of one process exclude each other, and closing another file of the same
  * name gives nothing back (fcntl's older locks do both wrong). */
-static int lock_file(int fd, bool wait_never)
+static int lock_file(int fd)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    return fcntl(fd, wait_never ? F_OFD_SETLK : F_OFD_SETLKW, &lock);
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+static bool is_locked(int fd)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
 kna__calls kna__file_calls = {
@@ -57,6 +63,7 @@ kna__calls kna__file_calls = {
     .rename = rename,
     .unlink = unlink,
     .lock = lock_file,
+    .is_locked = is_locked,
 };
 
 int kna__path(char path[KNA_PATH_BYTES], kna_context *context, const char *folder, const char *name)

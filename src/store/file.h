@@ -27,7 +27,8 @@ typedef struct kna__calls {
     int (*make_folder)(const char *path);
     int (*rename)(const char *from, const char *to);
     int (*unlink)(const char *path);
-    int (*lock)(int fd, bool wait_never); /* for this open file alone, exclusively: 0, or -1 with EAGAIN where another has it */
+    int (*lock)(int fd);       /* for this open file alone, exclusively: 0, or -1 with EAGAIN where another has it */
+    bool (*is_locked)(int fd); /* by another one */
 } kna__calls;
 
 extern kna__calls kna__file_calls;

@@ -314,10 +314,10 @@ static void close_log(kna_store *s)
 static bool writer_is_there(kna_store *s)
 {
     kna__file lock;
-    if (kna__file_open(&lock, s->context, s->folder, LOCK, KNA_FILE_WRITE) != KNA_OK) {
-        return false; /* a read-only medium has no writer */
+    if (kna__file_open(&lock, s->context, s->folder, LOCK, KNA_FILE_READ) != KNA_OK) {
+        return false;
     }
-    bool there = kna__file_calls.lock(lock.fd, true) != 0;
+    bool there = kna__file_calls.is_locked(lock.fd);
     kna__file_close(&lock);
     return there;
 }
@@ -393,7 +393,7 @@ static int take_lock(kna_store *s)
         status = kna__file_open(&s->lock, s->context, s->folder, LOCK, KNA_FILE_CREATE);
     }
     KNA_TRY(status);
-    if (kna__file_calls.lock(s->lock.fd, true) != 0) {
+    if (kna__file_calls.lock(s->lock.fd) != 0) {
         if (errno != EAGAIN && errno != EACCES) {
             return KNA_FAIL(s->context, KNA_EIO, "%.180s: locking: %s", s->folder, strerror(errno));
         }

@@ -78,6 +78,7 @@ struct kna_store {
     uint64_t out_used, out_at;           /* they belong there */
     uint32_t out_segment, first_segment; /* the one written to; the first one since the last commit */
     uint32_t next_segment;               /* a number never used for a file */
+    uint64_t own_segments;               /* numbers from here on were begun with this log: rows may be put behind those in them */
     bool folder_changed;
 };
 

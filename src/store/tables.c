@@ -344,6 +344,7 @@ static int apply_commit(kna_store *s, const kna__record *record, uint64_t at)
         commit.next_segment > KNA_MAX_SEGMENTS) {
         return damaged(s, at, "a commit that does not fit what is before it");
     }
+    s->own_segments = s->last.transaction ? s->own_segments : commit.next_segment;
     s->last = commit;
     s->next_document = commit.next_document;
     return KNA_OK;

@@ -76,7 +76,9 @@ void kna__out_begin(kna_store *s)
     uint64_t count = kna__segments_used(s);
     s->next_segment = (uint32_t)(s->last.next_segment > count ? s->last.next_segment : count);
     uint64_t end = count ? ((kna__segment *)kna__list_at(&s->segments, count - 1))->end : 0;
-    bool goes_on = count && end < s->segment_bytes;
+    /* In a segment of before this log, rows of documents that it no longer speaks of may follow, and readers of the log before it have
+     * them open. */
+    bool goes_on = count > s->own_segments && end < s->segment_bytes;
     s->out_segment = goes_on ? (uint32_t)count - 1 : s->next_segment;
     s->out_at = goes_on ? (end + KNA_PART_ALIGNMENT - 1) / KNA_PART_ALIGNMENT * KNA_PART_ALIGNMENT : 0;
     s->out_used = 0;
