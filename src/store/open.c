@@ -554,6 +554,7 @@ int kna_store_refresh(kna_store *s, int *changed)
         status = kna__store_map(s);
         status = status == KNA_OK ? replay(s, before.log_bytes, before.log_check) : status;
         status = status == KNA_OK ? kna__store_map(s) : status;
+        status = status == KNA_ENONE ? kna__store_reload(s) : status; /* a segment that a compaction has taken away by now */
     }
     s->broken = status;
     if (changed) {
