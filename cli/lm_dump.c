@@ -18,6 +18,8 @@ typedef struct request {
     int64_t context;
     int type; /* position in type_names */
     int no_yarn, with_output, json;
+    int method; /* position in method_names */
+    lm_choice settings;
 } request;
 
 #define AT(member) offsetof(request, member)
@@ -25,11 +27,16 @@ typedef struct request {
 static const char *const type_names[] = { "f16", "f32", NULL };
 static const int types[] = { KNA_F16, KNA_F32 };
 
+static const char *const method_names[] = { "exact", "topk", "knn", NULL };
+static const int methods[] = { LM_EXACT, LM_TOPK, LM_KNN };
+
 static const cli_option dump_options[] = {
     { "ctx", 'c', CLI_INT, AT(context), 1, 1 << 24, NULL, "N", "tokens of the text, from its beginning (default 512)" },
     { "layers", 0, CLI_TEXT, AT(layers), 0, 0, NULL, "LIST", "layers, as 0,8,20 or 0-3,29 (default: all)" },
     { "type", 0, CLI_CHOICE, AT(type), 0, 0, type_names, "TYPE", "of keys and values in the files: f16 or f32 (default f16)" },
     { "out", 0, CLI_TEXT, AT(out), 0, 0, NULL, "DIR", "the folder for q.L.npy, k.L.npy and v.L.npy" },
+    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME",
+      "attention by which the model reads: exact, topk or knn (default exact)" },
     { "no-yarn", 0, CLI_FLAG, AT(no_yarn), 0, 0, NULL, NULL, "do not stretch positions beyond what the model was trained with" },
     { "with-output", 0, CLI_FLAG, AT(with_output), 0, 0, NULL, NULL, "also o.L.npy: what attention returned" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "say what was written as JSON" },
@@ -50,6 +57,7 @@ static int parse(request *r, int argc, char **argv)
     const cli_group groups[] = {
         { "Input", lm_input_options, &r->input },
         { "What is written", dump_options, r },
+        { "Settings of topk and knn", lm_choice_settings, &r->settings },
         { NULL, NULL, NULL },
     };
     int code = cli_parse(&usage, groups, argc, argv, NULL);
@@ -149,7 +157,8 @@ static int print_words(const request *r, const lm_operands *operands, int count)
 
 static int dump(const request *r, lm_desk *desk)
 {
-    const lm_take_request wanted = { &r->input, r->layers, r->context, !r->no_yarn, r->with_output };
+    const lm_take_request wanted = { &r->input, r->layers, r->context, !r->no_yarn, r->with_output,
+                                      lm_attention_of(methods[r->method], 1, &r->settings) };
     lm_taken taken = { 0 };
     int code = cli_output_folder(r->out);
     code = code == CLI_OK ? lm_take(&taken, desk, &wanted) : code;
@@ -163,7 +172,7 @@ static int dump(const request *r, lm_desk *desk)
 
 int kna_cmd_dump(int argc, char **argv)
 {
-    request r = { .context = 512 };
+    request r = { .context = 512, .settings = LM_CHOICE };
     lm_desk desk = { 0 };
     int code = parse(&r, argc, argv);
     if (code != CLI_GO_ON) {

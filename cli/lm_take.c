@@ -48,8 +48,7 @@ static int check_text(const lm_take_request *r, const lm_tokens *text)
 static int open_session(lm_desk *desk, const lm_take_request *r)
 {
     lm_error error = { { 0 } };
-    const lm_attention exact = LM_ATTENTION;
-    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input->threads, exact, r->yarn };
+    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input->threads, r->attention, r->yarn };
     int status = lm_session_open(&desk->group.sessions[0], desk->model, &options, &error);
     desk->group.count = status == LM_OK;
     return lm_failed(status, &error);

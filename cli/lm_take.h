@@ -12,6 +12,7 @@ typedef struct lm_take_request {
     const char *layers; /* a list, as in layers.h; NULL: all */
     int64_t context;    /* tokens of the text */
     int yarn, with_output;
+    lm_attention attention; /* by which the model reads */
 } lm_take_request;
 
 typedef struct lm_taken {

@@ -103,7 +103,7 @@ static bool is_tile(const choice *x)
     return x->tile > x->o->g;
 }
 
-/* By codes more clusters are looked into than by keys: by a group six times as many, by a row of a tile half as many again. */
+/* By codes more clusters are looked into than by keys: by a group six times as many, by a query of a tile half as many again. */
 static int64_t by_codes(const choice *x, int64_t clusters)
 {
     return x->o->options.eps > 0 || x->o->options.differentiable ? clusters : is_tile(x) ? clusters * 3 / 2 : clusters * 6;
@@ -112,6 +112,12 @@ static int64_t by_codes(const choice *x, int64_t clusters)
 static int64_t own_clusters(const choice *x)
 {
     return is_tile(x) ? (count_option(x->o->options.k_near, 384) + 15) / 16 : 0;
+}
+
+/* The heads of a query choose them together, twice as many. */
+static int64_t own_together(const choice *x)
+{
+    return by_codes(x, own_clusters(x)) * (x->o->g > 1 ? 2 : 1);
 }
 
 static int64_t budget(const choice *x)
@@ -383,18 +389,24 @@ static void choose_all(choice *x)
 
 /* ---- one row, the choice made */
 
-/* In prefill, a row also reads clusters of its own. Returns the error estimated for the row. */
+/* In prefill, the heads of a query, rows from r on, also read clusters of their own. Returns the error estimated for them. */
 static double choose_own(choice *x, int64_t r, bool *taken)
 {
     const means *m = &x->clusters;
-    double *score = malloc((size_t)(m->count + 1) * sizeof *score), *mass = x->clusters.mass + r * m->count;
+    double *score = malloc((size_t)(m->count + 1) * sizeof *score), *share = calloc((size_t)m->count + 1, sizeof *share);
     bool *now = malloc((size_t)m->count + 1);
-    for (int64_t s = 0; s < m->count; s++) score[s] = mass[s] * stray(x, m, s);
-    int64_t want = by_codes(x, own_clusters(x)), raised = raise_quotas(x, m, score, want, taken);
-    double error = take_enough(x, m, score, mass, x->total[r], want > raised ? want : raised, (double)x->o->options.eps - x->error,
-                               taken, now);
+    for (int64_t s = 0; s < m->count; s++) {
+        for (int64_t row = r; row < r + x->o->g; row++) {
+            share[s] += x->total[row] > 0 ? x->clusters.mass[row * m->count + s] / x->total[row] : 0;
+        }
+        score[s] = share[s] * stray(x, m, s);
+    }
+    int64_t want = own_together(x), raised = raise_quotas(x, m, score, want, taken);
+    double error = take_enough(x, m, score, share, (double)x->o->g, want > raised ? want : raised,
+                               (double)x->o->options.eps - x->error, taken, now);
     memcpy(taken, now, (size_t)m->count);
     free(now);
+    free(share);
     free(score);
     return error;
 }
@@ -748,15 +760,17 @@ static void one_choice(knn_truth *t, const oracle *o, const kna_index *index, in
         if (x.clusters.chosen[s] && !is_tile(&x)) look_into(&x, s, 0, x.rows);
     }
     bool *taken = malloc((size_t)x.clusters.count + 1), shared_doubt = x.doubtful;
-    for (int64_t r = x.rows - x.tile; r < x.rows; r++) {
+    for (int64_t r = x.rows - x.tile; r < x.rows; r += o->g) {
         memcpy(taken, x.clusters.chosen, (size_t)x.clusters.count);
         x.doubtful = shared_doubt;
         double error = x.error + (own_clusters(&x) && x.clusters.count ? choose_own(&x, r, taken) : 0);
         for (int64_t s = 0; s < x.clusters.count && is_tile(&x); s++) {
-            if (taken[s] && !x.clusters.chosen[s]) look_into(&x, s, r, r + 1);
+            if (taken[s] && !x.clusters.chosen[s]) look_into(&x, s, r, r + o->g);
         }
-        knn_row row = finish_row(&x, r, taken, error, tolerance, t);
-        add_row(t, &row);
+        for (int64_t row = r; row < r + (is_tile(&x) ? o->g : x.tile); row++) {
+            knn_row result = finish_row(&x, row, taken, error, tolerance, t);
+            add_row(t, &result);
+        }
     }
     free(taken);
     choice_free(&x);

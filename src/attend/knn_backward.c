@@ -41,8 +41,8 @@ typedef struct backward_room {
     kna__backward_rows rows; /* of a tile */
     float *dq;               /* (tile, d) */
     double *total;           /* rows: sum of the softmax relative to its maximum */
-    int32_t *ids;            /* of a row's own clusters */
-    float *weights, *slopes; /* likewise */
+    int32_t *ids;            /* of the clusters that the heads of a query chose for themselves */
+    float *weights, *slopes; /* likewise, of each head */
     prefill_room prefill;    /* cut last: its size is its own affair */
 } backward_room;
 
@@ -70,8 +70,8 @@ static backward_room cut_room(const backward_job *job, char *base, size_t *bytes
     room.dq = kna__cut(&cutter, rows * (size_t)p->d, sizeof(float));
     room.total = kna__cut(&cutter, rows, sizeof(double));
     room.ids = kna__cut(&cutter, own, sizeof(int32_t));
-    room.weights = kna__cut(&cutter, own, sizeof(float));
-    room.slopes = kna__cut(&cutter, own, sizeof(float));
+    room.weights = kna__cut(&cutter, own * (size_t)p->g, sizeof(float));
+    room.slopes = kna__cut(&cutter, own * (size_t)p->g, sizeof(float));
     char *rest = kna__cut(&cutter, job->prefill.room_bytes, 1);
     room.prefill = kna__knn_prefill_room(&job->prefill, base ? rest : NULL, bytes);
     *bytes = cutter.used;
@@ -152,35 +152,53 @@ static void add_shared(backward_lane *lane)
     add_keys(lane, 0, held, ids);
 }
 
-static int64_t find_own(const backward_lane *lane, int64_t r)
+static int64_t find_own(const backward_lane *lane, int64_t query)
 {
     const prefill_trace *trace = &lane->room.trace;
     int64_t found = 0;
-    for (int64_t i = 0; i < trace->own_count[r]; i++) {
-        int64_t slot = kna__knn_slot(&lane->room.prefill.clusters.list, trace->own[r * trace->own_most + i]);
+    for (int64_t i = 0; i < trace->own_count[query]; i++) {
+        int64_t slot = kna__knn_slot(&lane->room.prefill.clusters.list, trace->own[query * trace->own_most + i]);
         found += kna__cluster_rows(&lane->call->index->clusters, lane->kv_head, slot, lane->room.ids + found);
     }
     return found;
 }
 
-/* Weights of keys of row r, and dS. */
+/* Weights of the keys of row r, of which w holds the logits, and dS from <dout, values>. */
+static void tilt_own(const backward_lane *lane, int64_t r, float *w, float *slopes, int64_t count)
+{
+    const kna__problem *p = &lane->b.problem;
+    float cap = p->options.softcap, lse = lane->room.rows.lse[r];
+    if (cap > 0) {
+        p->kernels->softcap(w, cap, (size_t)count);
+    }
+    p->kernels->exp_sum(w, lse, (size_t)count);
+    p->kernels->tilt(slopes, w, lane->room.rows.delta[r], (size_t)count);
+    for (int64_t i = 0; i < count && cap > 0; i++) {
+        float share = (logf(w[i]) + lse) / cap;
+        slopes[i] *= w[i] > 0 ? 1 - share * share : 0;
+    }
+}
+
+/* Rows r .. r + g - 1, the heads of a query. */
 static void weigh_own(backward_lane *lane, int64_t r, int64_t count)
 {
     const kna__problem *p = &lane->b.problem;
     backward_room *room = &lane->room;
-    const float *q = room->rows.q + r * p->d;
-    p->kernels->dot_at[p->k.type](room->weights, 0, q, 0, 1, kna__span_at(&p->k, lane->kv_head, 0), room->ids, (size_t)count,
-                                  (size_t)p->d);
-    if (p->options.softcap > 0) {
-        p->kernels->softcap(room->weights, p->options.softcap, (size_t)count);
+    size_t n = (size_t)count, d = (size_t)p->d, dv = (size_t)p->dv, g = (size_t)p->g;
+    p->kernels->dot_at[p->k.type](room->weights, n, room->rows.q + r * p->d, d, g, kna__span_at(&p->k, lane->kv_head, 0), room->ids,
+                                  n, d);
+    p->kernels->dot_at[p->v.type](room->slopes, n, room->rows.dout + r * p->dv, dv, g, kna__span_at(&p->v, lane->kv_head, 0),
+                                  room->ids, n, dv);
+    for (int64_t x = 0; x < p->g; x++) {
+        tilt_own(lane, r + x, room->weights + x * count, room->slopes + x * count, count);
     }
-    p->kernels->exp_sum(room->weights, room->rows.lse[r], (size_t)count);
-    p->kernels->dot_at[p->v.type](room->slopes, 0, room->rows.dout + r * p->dv, 0, 1, kna__span_at(&p->v, lane->kv_head, 0),
-                                  room->ids, (size_t)count, (size_t)p->dv);
-    p->kernels->tilt(room->slopes, room->weights, room->rows.delta[r], (size_t)count);
-    for (int64_t i = 0; i < count && p->options.softcap > 0; i++) {
-        float logit = logf(room->weights[i]) + room->rows.lse[r], share = logit / p->options.softcap;
-        room->slopes[i] *= room->weights[i] > 0 ? 1 - share * share : 0;
+}
+
+/* Adds x[i + r count] y[r], of rows r, to a gradient's row of key i. */
+static void spread_own(const kna__problem *p, float *to, const float *x, int64_t count, const float *y, int64_t dim)
+{
+    for (int64_t r = 0; r < p->g && to; r++) {
+        p->kernels->axpy(to, x[r * count], y + r * dim, (size_t)dim);
     }
 }
 
@@ -188,19 +206,15 @@ static void add_own(backward_lane *lane, int64_t r)
 {
     const kna__problem *p = &lane->b.problem;
     backward_room *room = &lane->room;
-    int64_t count = find_own(lane, r);
+    int64_t count = find_own(lane, r / p->g);
     weigh_own(lane, r, count);
-    p->kernels->mix_at[p->k.type](room->dq + r * p->d, 0, room->slopes, 0, 1, kna__span_at(&p->k, lane->kv_head, 0), room->ids,
-                                  (size_t)count, (size_t)p->d);
+    p->kernels->mix_at[p->k.type](room->dq + r * p->d, (size_t)p->d, room->slopes, (size_t)count, (size_t)p->g,
+                                  kna__span_at(&p->k, lane->kv_head, 0), room->ids, (size_t)count, (size_t)p->d);
     for (int64_t i = 0; i < count; i++) {
-        float *dk = kna__gradient_at(&lane->b.dk, lane->kv_head, room->ids[i]),
-              *dv = kna__gradient_at(&lane->b.dv, lane->kv_head, room->ids[i]);
-        if (dk) {
-            p->kernels->axpy(dk, room->slopes[i], room->rows.q + r * p->d, (size_t)p->d);
-        }
-        if (dv) {
-            p->kernels->axpy(dv, room->weights[i], room->rows.dout + r * p->dv, (size_t)p->dv);
-        }
+        spread_own(p, kna__gradient_at(&lane->b.dk, lane->kv_head, room->ids[i]), room->slopes + i, count, room->rows.q + r * p->d,
+                   p->d);
+        spread_own(p, kna__gradient_at(&lane->b.dv, lane->kv_head, room->ids[i]), room->weights + i, count,
+                   room->rows.dout + r * p->dv, p->dv);
     }
 }
 
@@ -306,7 +320,7 @@ static void differentiate_tile(backward_lane *lane, int64_t tile)
     if (room->prefill.plan.clusters.size) {
         float *max = room->prefill.max; /* of each row, when its clusters were weighed: its last one */
         add_shared(lane);
-        for (int64_t r = 0; r < room->prefill.tile.rows; r++) {
+        for (int64_t r = 0; r < room->prefill.tile.rows; r += lane->b.problem.g) {
             add_own(lane, r);
         }
         add_means(lane, &room->prefill.clusters, 0, max);

@@ -1,18 +1,20 @@
 /*
  * knn_budget.c - how many clusters are looked into for k keys.
  *
- * Clusters that hold k keys are a row's own in a tile, 4 k keys are shared by the tile, 2 k by the heads of a group. But where only
+ * Clusters that hold k keys are a row's own in a tile, twice as many those of the heads of a query together (one choice instead of
+ * three, and codes and values read once: at 32,768 keys less time and less error than k of each row's own), 4 k keys are shared by
+ * the tile, 2 k by the heads of a group. But where only
  * codes are read of most keys, more clusters cost little and are what is short: real heads spread their attention. Six times as
  * many for a group: 4,608 keys by their codes at k = 384, of which some 300 are read themselves. (Questions about needles in 7,900
  * tokens, mean log probability of the right tokens: three times -0.91, four -0.78, six -0.62, all -0.63, exact -0.54.) Half as many
- * again for a row of a tile, which takes as long as reading k keys did.
+ * again for a query of a tile, which takes as long as reading k keys did.
  *
  * Two groups are opened for each cluster that 2 k keys fill: one in 16 of their clusters. On real heads (32,768 keys, k = 256,
  * decode) that errs by 4.7 % where looking at all clusters errs by 4.2 %; one group for each cluster, 5.4 %.
  */
 #include "knn.h"
 
-enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4, CODED = 6 /* by a group */ };
+enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4, CODED = 6 /* by a group */, OWN_BY_HEADS = 2 };
 enum { OPEN_GROUPS = 2 /* per cluster read */, OPEN_LEAST = 32 };
 
 int64_t kna__knn_k(const knn_call *call, int64_t kv_head)
@@ -38,7 +40,7 @@ int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows)
 
 int64_t kna__knn_own(int64_t k, const knn_call *call)
 {
-    return kna__knn_by_codes(call) ? clusters_of(k) * 3 / 2 : clusters_of(k);
+    return (kna__knn_by_codes(call) ? clusters_of(k) * 3 / 2 : clusters_of(k)) * (call->problem->g > 1 ? OWN_BY_HEADS : 1);
 }
 
 int64_t kna__knn_own_most(const knn_call *call)

@@ -29,7 +29,7 @@ typedef struct prefill_means {
 typedef struct prefill_trace {
     int32_t *shared;
     int64_t shared_count;
-    int32_t *own; /* (rows, own_most) */
+    int32_t *own; /* (queries, own_most): what the heads of each share */
     int32_t *own_count;
     int64_t own_most;
     float *group_base; /* rows, those that only chose with them: what masses of groups are relative to */
@@ -52,8 +52,9 @@ typedef struct prefill_room {
     double *total;        /* rows: all of softmax, as far as known when clusters were weighed; relative to the same */
     float *errors;        /* rows */
     int32_t *ids;         /* of a panel, and of one cluster more */
-    knn_codes codes;      /* of a row */
-    knn_members members;  /* of a row's own clusters */
+    knn_codes codes;      /* of the heads of a query */
+    double *log_total;    /* of each of them: log of all of softmax */
+    knn_members members;  /* of the clusters they choose for themselves */
     knn_tally *own;       /* rows: what has been read of those */
     prefill_trace *trace; /* NULL: nobody wants one */
 } prefill_room;
