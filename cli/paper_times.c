@@ -1,12 +1,20 @@
 /*
- * paper_times.c - time against n, forward and backward, of causal attention by each method with k = sqrt n, and the power of n that fits it. One
- * run of each, after one that is not counted; indexes are built in every call.
+ * paper_times.c - time and memory against n, forward and backward, of causal attention by each method with k = sqrt n. Indexes are built in
+ * every call. What takes less than a second is called twice, and the second call counts. A call that would take longer than the budget,
+ * its time growing from the size before as n^2, is not made, and the table says so.
  */
 #include "paper.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { N, SECONDS, POWER, PEAK, INDEX, SCRATCH, COLUMNS };
+
+static const int methods[] = { KNA_EXACT, KNA_TOPK, KNA_KNN, KNA_UNIFORM, KNA_GUMBEL, KNA_WINDOW, KNA_PERFORMER };
+enum { METHODS = sizeof methods / sizeof methods[0], WAYS = 2 /* forward, backward */ };
+
+static const double mebi = 1048576;
 
 typedef struct operands {
     float *q, *k, *v, *dout, *out, *dq, *dk, *dv, *lse;
@@ -32,69 +40,168 @@ static int operands_new(operands *o, const paper_setup *s, int64_t n)
     return CLI_OK;
 }
 
-/* Seconds of one call of either; *backward_s negative: the method has no gradients. */
-static int time_once(const operands *o, const paper_setup *s, int64_t n, const kna_attend_options *options, double *forward_s, double *backward_s)
+/* ------------------------------------------------------------------ one call */
+
+/* A method at one size. */
+typedef struct timing {
+    double seconds[WAYS];                       /* the last call; NaN: none was made */
+    double peak_bytes[WAYS], index_bytes, scratch_bytes; /* peak: beside the operands */
+    int has_gradients;
+} timing;
+
+typedef struct caller {
+    const paper_setup *setup;
+    const operands *o;
+    int64_t n;
+    kna_attend_options options;
+} caller;
+
+static int call(const caller *c, int way, kna_report *report)
 {
-    const kna_rows q = { o->q, KNA_F32, s->heads, n, s->dim, 0, 0, NULL }, k = { o->k, KNA_F32, s->heads, n, s->dim, 0, 0, NULL };
-    const kna_rows v = { o->v, KNA_F32, s->heads, n, s->dim, 0, 0, NULL }, dout = { o->dout, KNA_F32, s->heads, n, s->dim, 0, 0, NULL };
-    const kna_rows out = { o->out, KNA_F32, s->heads, n, s->dim, 0, 0, NULL };
+    const operands *o = c->o;
+    const int64_t h = c->setup->heads, d = c->setup->dim;
+    const kna_rows q = { o->q, KNA_F32, h, c->n, d, 0, 0, NULL }, k = { o->k, KNA_F32, h, c->n, d, 0, 0, NULL };
+    const kna_rows v = { o->v, KNA_F32, h, c->n, d, 0, 0, NULL }, dout = { o->dout, KNA_F32, h, c->n, d, 0, 0, NULL };
+    const kna_rows out = { o->out, KNA_F32, h, c->n, d, 0, 0, NULL };
     const kna_out_rows to = { o->out, 0, 0 };
     const kna_gradients gradients = { { o->dq, 0, 0 }, { o->dk, 0, 0 }, { o->dv, 0, 0 }, NULL };
-    const double start = cli_now_s();
-    int status = kna_attend(s->context, &to, o->lse, NULL, &q, &k, &v, options);
-    const double middle = cli_now_s();
-    const int has_gradients = options->method == KNA_EXACT || options->method == KNA_KNN || options->method == KNA_GUMBEL;
-    if (status == KNA_OK && has_gradients) status = kna_attend_backward(s->context, &gradients, &dout, &out, o->lse, &q, &k, &v, options);
-    *forward_s = middle - start;
-    *backward_s = has_gradients ? cli_now_s() - middle : -1;
-    return status == KNA_OK ? CLI_OK : cli_status(s->context, status);
+    if (way == 0) return kna_attend(c->setup->context, &to, o->lse, report, &q, &k, &v, &c->options);
+    return kna_attend_backward(c->setup->context, &gradients, &dout, &out, o->lse, &q, &k, &v, &c->options);
 }
 
-static int add_time(paper_table *table, const operands *o, const paper_setup *s, int64_t n, int method)
+static int time_call(const caller *c, int way, timing *t)
 {
-    kna_attend_options options = KNA_ATTEND_OPTIONS;
-    double forward_s = 0, backward_s = 0;
-    char series[PAPER_NAME];
-    options.method = method;
-    options.causal = 1;
-    options.k_near = (int64_t)ceil(sqrt((double)n));
-    options.differentiable = method == KNA_KNN;
-    for (int round = 0; round < 2; round++) {
-        const int code = time_once(o, s, n, &options, &forward_s, &backward_s);
-        if (code != CLI_OK) return code;
-    }
-    for (int is_backward = 0; is_backward <= (backward_s >= 0); is_backward++) {
-        snprintf(series, sizeof series, "%s%s", kna_method_name(method), is_backward ? ", backward" : "");
-        paper_row *row = paper_add(table, series);
-        if (!row) return CLI_FAILED;
-        row->values[0] = (double)n;
-        row->values[1] = is_backward ? backward_s : forward_s;
+    kna_memory before, after;
+    for (int round = 0; round < 2 && !(t->seconds[way] >= 1); round++) {
+        kna_report report = { .size = sizeof report };
+        kna_context_trim(c->setup->context);
+        kna_context_memory(c->setup->context, &before);
+        kna_context_reset_peak(c->setup->context);
+        const double start = cli_now_s();
+        const int status = call(c, way, &report);
+        if (status == KNA_EINVAL && way == 1) {
+            t->has_gradients = 0;
+            return CLI_OK;
+        }
+        if (status != KNA_OK) return cli_status(c->setup->context, status);
+        t->seconds[way] = cli_now_s() - start;
+        kna_context_memory(c->setup->context, &after);
+        t->peak_bytes[way] = (double)(after.peak_bytes - before.now_bytes);
+        if (way == 0) t->index_bytes = (double)report.index_bytes, t->scratch_bytes = (double)report.scratch_bytes;
     }
     return CLI_OK;
 }
 
-/* The slope of log time against log n within the row's series, by least squares. */
-static double power_of(const paper_table *table, const char *series)
+static const timing not_timed = { { NAN, NAN }, { NAN, NAN }, NAN, NAN, 1 };
+
+/* `last`: at last_n keys. Where the forward call is not made there is no backward one. */
+static int time_method(timing *t, const caller *c, const timing *last, int64_t last_n)
 {
-    double count = 0, x = 0, y = 0, xx = 0, xy = 0;
-    for (int i = 0; i < table->count; i++) {
-        if (strcmp(table->rows[i].series, series) != 0) continue;
-        const double a = log(table->rows[i].values[0]), b = log(table->rows[i].values[1]);
-        count++, x += a, y += b, xx += a * a, xy += a * b;
+    const double grows = last_n ? pow((double)c->n / (double)last_n, 2) : 0;
+    int code = CLI_OK;
+    *t = not_timed;
+    t->has_gradients = last->has_gradients;
+    for (int way = 0; way < WAYS && code == CLI_OK; way++) {
+        const int is_known = !last_n || last->seconds[way] * grows <= c->setup->budget_s;
+        if (!is_known || (way == 1 && (isnan(t->seconds[0]) || !t->has_gradients))) break;
+        code = time_call(c, way, t);
     }
-    return count > 1 ? (count * xy - x * y) / (count * xx - x * x) : NAN;
+    return code;
+}
+
+/* ------------------------------------------------------------------ the table */
+
+static int add_timing(paper_table *table, const timing *t, int64_t n, int method)
+{
+    for (int way = 0; way < WAYS; way++) {
+        char series[PAPER_NAME];
+        if (way == 1 && !t->has_gradients) continue;
+        snprintf(series, sizeof series, "%s%s", kna_method_name(method), way ? ", backward" : "");
+        paper_row *row = paper_add(table, series);
+        if (!row) return CLI_FAILED;
+        const double values[COLUMNS] = { (double)n,
+                                         t->seconds[way],
+                                         NAN,
+                                         t->peak_bytes[way] / mebi,
+                                         way ? NAN : t->index_bytes / mebi,
+                                         way ? NAN : t->scratch_bytes / mebi };
+        memcpy(row->values, values, sizeof values);
+        row->note = isnan(t->seconds[way]) ? "over the budget" : NULL;
+    }
+    return CLI_OK;
+}
+
+static int add_size(paper_table *table, const paper_setup *s, timing last[METHODS], int64_t n, int64_t last_n)
+{
+    operands o = { .q = NULL };
+    int code = operands_new(&o, s, n);
+    for (int i = 0; i < METHODS && code == CLI_OK; i++) {
+        caller c = { s, &o, n, KNA_ATTEND_OPTIONS };
+        timing now;
+        c.options.method = methods[i];
+        c.options.causal = 1;
+        c.options.k_near = (int64_t)ceil(sqrt((double)n));
+        c.options.differentiable = methods[i] == KNA_KNN;
+        code = time_method(&now, &c, &last[i], last_n);
+        if (code == CLI_OK) code = add_timing(table, &now, n, methods[i]);
+        last[i] = now;
+    }
+    operands_free(&o);
+    return code;
 }
 
 int paper_times(paper_table *table, const paper_setup *s)
 {
-    static const int methods[] = { KNA_EXACT, KNA_TOPK, KNA_KNN, KNA_UNIFORM, KNA_GUMBEL, KNA_WINDOW, KNA_PERFORMER };
-    for (int64_t n = s->n; n <= 8 * s->n; n *= 2) {
-        operands o = { .q = NULL };
-        int code = operands_new(&o, s, n);
-        for (size_t i = 0; i < sizeof methods / sizeof methods[0] && code == CLI_OK; i++) code = add_time(table, &o, s, n, methods[i]);
-        operands_free(&o);
-        if (code != CLI_OK) return code;
+    timing last[METHODS];
+    int code = CLI_OK;
+    for (int i = 0; i < METHODS; i++) last[i] = not_timed;
+    for (int64_t n = s->n < s->max_n ? s->n : s->max_n, last_n = 0; n > last_n && code == CLI_OK;) {
+        code = add_size(table, s, last, n, last_n);
+        cli_progress_share(pow((double)n / (double)s->max_n, 2));
+        last_n = n;
+        n = 2 * n < s->max_n ? 2 * n : s->max_n;
     }
-    for (int i = 0; i < table->count; i++) table->rows[i].values[2] = power_of(table, table->rows[i].series);
+    for (int i = 0; i < table->count; i++) {
+        double unused;
+        table->rows[i].values[POWER] = paper_power(table, table->rows[i].series, N, SECONDS, &unused);
+    }
+    return code;
+}
+
+/* ------------------------------------------------------------------ what follows from it */
+
+int paper_memory(paper_table *memory, const paper_table *times)
+{
+    for (int i = 0; i < times->count; i++) {
+        const paper_row *from = &times->rows[i];
+        paper_row *row = paper_add(memory, from->series);
+        if (!row) return CLI_FAILED;
+        const double values[] = { from->values[N], from->values[PEAK], from->values[INDEX], from->values[SCRATCH] };
+        memcpy(row->values, values, sizeof values);
+        row->note = from->note;
+    }
+    return CLI_OK;
+}
+
+static int is_backward(const char *series)
+{
+    return strstr(series, ", backward") != NULL;
+}
+
+/* Where the fitted line of a series crosses that of exact attention; below it the series is the slower one. */
+int paper_growth(paper_table *growth, const paper_table *times)
+{
+    for (int i = 0; i < times->count && times->rows[i].values[N] == times->rows[0].values[N]; i++) {
+        const char *series = times->rows[i].series;
+        double at_one, exact_at_one;
+        const double power = paper_power(times, series, N, SECONDS, &at_one);
+        const double exact = paper_power(times, is_backward(series) ? "exact, backward" : "exact", N, SECONDS, &exact_at_one);
+        paper_row *row = paper_add(growth, series);
+        if (!row) return CLI_FAILED;
+        const double crosses = exp(log(at_one / exact_at_one) / (exact - power));
+        const double values[] = { power, at_one * pow(1000, power), power < exact ? crosses : NAN };
+        memcpy(row->values, values, sizeof values);
+        row->note = power < exact ? "faster than exact beyond that" : power > exact ? "grows faster than exact" : NULL;
+    }
     return CLI_OK;
 }

@@ -1,8 +1,8 @@
 /*
  * knn_prefill.h - a tile of rows of kNN attention, as knn_prefill.c computes it and knn_backward.c differentiates it.
  *
- * A tile of neighbouring queries, with all query heads of a KV head, shares a choice of clusters; each row chooses some more for
- * itself. A trace keeps who chose what: the sets that are held fixed when the result is differentiated.
+ * A tile of neighbouring queries, with all query heads of a KV head, shares a choice of clusters; the heads of a query choose some
+ * more for themselves. A trace keeps who chose what: the sets that are held fixed when the result is differentiated.
  */
 #ifndef KNA_KNN_PREFILL_H
 #define KNA_KNN_PREFILL_H
