@@ -46,11 +46,12 @@ double paper_power(const paper_table *table, const char *series, int x, int y, d
 int paper_write(const paper_table *table, const char *folder);
 
 /*
- * The experiments: paper_errors.c, paper_heads.c, paper_gradients.c, paper_times.c, paper_automatic.c, paper_descent.c. CLI_OK or an exit
+ * The experiments: paper_errors.c, paper_heads.c, paper_long.c, paper_gradients.c, paper_times.c, paper_automatic.c, paper_descent.c. CLI_OK or an exit
  * code, having printed why.
  */
 int paper_errors(paper_table *table, const paper_setup *setup);
 int paper_heads(paper_table *table, const paper_setup *setup); /* nothing without a dump */
+int paper_long(paper_table *table, const paper_setup *setup);  /* only with one */
 int paper_gradients(paper_table *table, const paper_setup *setup);
 int paper_times(paper_table *table, const paper_setup *setup);
 int paper_automatic(paper_table *table, const paper_setup *setup);

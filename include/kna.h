@@ -347,15 +347,14 @@ typedef struct kna_attend_options {
     int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
                                  prefill those that hold 4 k keys, read in full, which a tile of neighbouring queries shares, chosen by
                                  its first one and 16 before it; and 3 k keys that the query heads of a KV head choose for
-                                 themselves (1.5 k where there is one). While decoding 12 k keys that the
-                                 query heads of a KV head share (6 k where there is one). All but a tile's are weighed by 4-bit
-                                 codes, and only what matters is read */
+                                 themselves (1.5 k where there is one). While decoding 12 k keys that the query heads of a KV head
+                                 share (6 k where there is one). All but a tile's are weighed by 4-bit codes, and only what matters
+                                 is read */
     int64_t near_sinks;       /* KNA_KNN: the first keys a query sees, always read in full; 0: 4; negative: none */
     int64_t near_window;      /* KNA_KNN: the last keys a query sees (in row order), likewise; 0: 64; negative: none */
     float eps;                /* KNA_KNN: double the clusters read in full until the estimated total variation distance between
                                  the weights used and softmax is at most eps or none is left: in the mean over the heads of a
-                                 query that share a KV head; 0: k as given. With a
-                                 delta, see there */
+                                 query that share a KV head; 0: k as given. With a delta, see there */
     float delta;              /* KNA_KNN, above 0: at most about this share of the rows shall have ||out - exact|| / ||exact|| above
                                  eps, each KV head by itself. k follows what rows drawn at random and computed exactly say (1 in
                                  96, of few queries 1 in 64; they are in the report as audited), from one block of 64 queries to

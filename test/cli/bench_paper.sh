@@ -95,6 +95,12 @@ with open(path("alone/times.csv")) as file:
     rows = list(csv.DictReader(file))
 require({int(row["n"]) for row in rows} == {64, 128, 200}, f"sizes: {rows}")
 require(all((row["note"] == "over the budget") == (row["n"] != "64") == (row["seconds"] == "") for row in rows), f"budget: {rows}")
+done = subprocess.run([KNA, "bench", "paper", "--out", path("long"), "--only", "long", "--dump", path("dump")], capture_output=True, text=True)
+require(done.returncode == 0, done.stderr)
+with open(path("long/long.csv")) as file:
+    rows = list(csv.DictReader(file))
+require(len(rows) == 12 and rows[0]["series"] == "exact, layer 0" and rows[0]["k"] == "" and float(rows[0]["faster"]) == 1, f"long: {rows}")
+require(all(float(row[x]) < 1e-5 for row in rows for x in ("mean error", "dq", "dk")), f"knn of few keys is not exact: {rows}")
 done = subprocess.run([KNA, "bench", "paper", "--out", path("no"), "--only", "heads"], capture_output=True, text=True)
 require(done.returncode == 2 and "--dump" in done.stderr, done.stderr)
 done = subprocess.run([KNA, "bench", "paper", "--out", path("no"), "--dump", path("paper")], capture_output=True, text=True)
