@@ -4,7 +4,8 @@
  * fixed number is the least of as many whose 95th percentile of errors is no larger. Knowing the best takes exact attention for every row,
  * which is what the planners do without.
  *
- * Operands are a layer of the dump (the middle one, all queries up to a limit) or, without one, those of the other benches.
+ * Operands are the middle layer of the dump, up to a limit, or, without one, those of the other benches. knn answers all queries, as its k
+ * follows them; uniform, where queries have nothing to do with each other, the late ones.
  */
 #include "bench_data.h"
 #include "paper.h"
@@ -99,7 +100,7 @@ static int add_asked(paper_table *table, const trial *t, int method, double eps,
     return code == CLI_OK ? find_fixed(table, t, method, eps, delta, &r) : code;
 }
 
-static int run_trial(paper_table *table, trial *t)
+static int run_trial(paper_table *table, trial *t, int method)
 {
     static const double asked[ASKED] = { 0.2, 0.1, 0.05 };
     const size_t numbers = (size_t)(t->rows * t->v.dim);
@@ -111,32 +112,43 @@ static int run_trial(paper_table *table, trial *t)
     int code = t->exact && t->out && t->errors ? CLI_OK : cli_fail("out of memory: %lld rows", (long long)t->rows);
     if (code == CLI_OK) code = attend(t, t->exact, exact, &report, &unused);
     for (int i = 0; i < ASKED && code == CLI_OK; i++) {
-        code = add_asked(table, t, KNA_KNN, asked[i], 0.05);
-        if (code == CLI_OK) code = add_asked(table, t, KNA_UNIFORM, asked[i], 0.05);
-        cli_progress_share((double)(i + 1) / ASKED);
+        code = add_asked(table, t, method, asked[i], 0.05);
+        cli_progress_share((method == KNA_KNN ? 0.0 : 0.5) + (i + 1.0) / ASKED / 2);
     }
     free(t->exact), free(t->out), free(t->errors);
     return code;
 }
 
-static int run_layer(paper_table *table, const paper_setup *s)
+/* The last `late` queries of rows. */
+static kna_rows last_rows(const kna_rows *rows, int64_t late)
 {
-    const heads_layer *l = &s->dump->layers[s->dump->count / 2];
-    const int64_t n = l->q.rows < ROWS_MOST ? l->q.rows : ROWS_MOST;
-    trial t = { .setup = s, .q = heads_rows(&l->q, 0, n), .k = heads_rows(&l->k, 0, n), .v = heads_rows(&l->v, 0, n), .scale = l->scale,
-                .rows = l->q.heads * n };
-    return run_trial(table, &t);
+    return heads_rows(rows, rows->rows - late, late);
+}
+
+static int run_both(paper_table *table, const paper_setup *s, const kna_rows *q, const kna_rows *k, const kna_rows *v, float scale)
+{
+    const int64_t late = s->late < q->rows ? s->late : q->rows;
+    trial all = { .setup = s, .q = *q, .k = *k, .v = *v, .scale = scale, .rows = q->heads * q->rows };
+    trial last = all;
+    last.q = last_rows(q, late);
+    last.q.head_stride_bytes = q->head_stride_bytes ? q->head_stride_bytes : last.q.head_stride_bytes;
+    last.rows = q->heads * late;
+    const int code = run_trial(table, &all, KNA_KNN);
+    return code == CLI_OK ? run_trial(table, &last, KNA_UNIFORM) : code;
 }
 
 int paper_automatic(paper_table *table, const paper_setup *s)
 {
-    if (s->dump) return run_layer(table, s);
+    if (s->dump) {
+        const heads_layer *l = &s->dump->layers[s->dump->count / 2];
+        const int64_t n = l->q.rows < ROWS_MOST ? l->q.rows : ROWS_MOST;
+        const kna_rows q = heads_rows(&l->q, 0, n), k = heads_rows(&l->k, 0, n), v = heads_rows(&l->v, 0, n);
+        return run_both(table, s, &q, &k, &v, l->scale);
+    }
     const bench_shape shape = { s->heads, s->heads, 4 * s->n, 4 * s->n, s->dim, KNA_F32 };
     bench_layer layer;
     int code = bench_layer_new(s->context, &layer, &shape, s->seed, 0);
-    if (code != CLI_OK) return code;
-    trial t = { .setup = s, .q = layer.q_rows, .k = layer.k.rows, .v = layer.v.rows, .rows = s->heads * shape.m };
-    code = run_trial(table, &t);
+    if (code == CLI_OK) code = run_both(table, s, &layer.q_rows, &layer.k.rows, &layer.v.rows, 0);
     bench_layer_free(&layer);
     return code;
 }
