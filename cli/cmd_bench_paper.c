@@ -111,7 +111,7 @@ static int read_dump(heads_set *dump, paper_setup *setup, const request *r)
     const int needs_one = r->only == HEADS || r->only == LONG;
     if (!r->dump) return needs_one ? cli_refuse("--only %s: --dump must name a folder of 'kna dump'", names[r->only]) : CLI_OK;
     int code = heads_read(dump, &source);
-    if (code == CLI_OK) code = heads_check(dump, r->late);
+    if (code == CLI_OK) code = heads_check(dump, r->only == LONG ? 1 : r->late);
     setup->dump = dump;
     return code;
 }
