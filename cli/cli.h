@@ -138,7 +138,7 @@ extern const cli_option cli_machine_options[];
 /* cli_context() - a context for these. Returns CLI_OK or an exit code, having printed why. */
 int cli_context(kna_context **context, const cli_machine *machine);
 
-/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --bounds, --gap, --rank, --audit, --seed */
+/* --method, --k-near, --near-sinks, --near-window, --eps, --delta, --samples, --groups, --certificate, --bounds, --gap, --rank, --hash-bits, --hash-tables, --audit, --seed */
 typedef struct cli_method {
     int method; /* a kna_method */
     int64_t k_near;
@@ -152,10 +152,11 @@ typedef struct cli_method {
     int bounds;              /* a kna_bounds */
     double gap;
     int64_t rank;            /* 0: the library's default */
+    int64_t hash_bits, hash_tables; /* likewise */
 } cli_method;
 #define CLI_METHOD                              \
     {                                           \
-        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_ASYMPTOTIC, KNA_BOUNDS_HEAD, 0.0, 0 \
+        KNA_EXACT, 384, 4, 64, 0.0, 0.0, 0.0, 0, 0, 0, KNA_CERTIFICATE_ASYMPTOTIC, KNA_BOUNDS_HEAD, 0.0, 0, 0, 0 \
     }
 extern const cli_option cli_method_options[];
 

@@ -16,7 +16,8 @@ typedef struct request {
     const char *dout, *folder;
     int json;
     int method; /* position in method_names */
-    int64_t k_near, near_sinks, near_window, samples;
+    int chain;  /* a kna_chain */
+    int64_t k_near, near_sinks, near_window, samples, rank, hash_bits, hash_tables;
     uint64_t seed;
     cli_machine machine;
 } request;
@@ -26,20 +27,27 @@ typedef struct request {
 
 static const cli_option own_options[] = {
     { "dout", FILE_AT(dout), "do.npy", "gradient of the output (h,m,dv), float32 or float16" },
-    { "out-dir", FILE_AT(folder), "DIR", "folder for dq.npy, dk.npy, dv.npy and, with --sinks, dsinks.npy" },
+    { "out-dir", FILE_AT(folder), "DIR", "folder for dq.npy, dk.npy, dv.npy and, with --sinks, dsinks.npy; --chain signed: dv.npy only" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print times and shapes on standard output" },
     { .name = NULL },
 };
 
-static const char *const method_names[] = { "exact", "knn", "chain", NULL };
+static const char *const method_names[] = { "exact", "topk", "knn", "uniform", "chain", "window", "linformer", "nystrom", "performer", "lsh", NULL };
+static const int methods[] = { KNA_EXACT, KNA_TOPK, KNA_KNN, KNA_UNIFORM, KNA_GUMBEL, KNA_WINDOW, KNA_LINFORMER, KNA_NYSTROM, KNA_PERFORMER, KNA_LSH };
+static const char *const chain_names[KNA_CHAIN_COUNT + 1] = { "rows", "joint", "signed", "tail", NULL };
 
 static const cli_option method_options[] = {
-    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact; knn, sets held fixed; or chain, by keys drawn (default exact)" },
-    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "knn, chain: nearest keys, read in full (default 384)" },
-    { "samples", 0, CLI_INT, AT(samples), 2, KNA_MAX_ROWS, NULL, "S", "chain: keys drawn per row (default K)" },
-    { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "chain: random numbers (default 0)" },
-    { "near-sinks", 0, CLI_INT, AT(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn: first keys always read in full (default 4)" },
-    { "near-window", 0, CLI_INT, AT(near_window), 0, KNA_MAX_ROWS, NULL, "N", "knn: recent keys always read in full (default 64)" },
+    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact; topk, knn or uniform, sets held fixed; chain, by keys drawn; window, linformer, nystrom, performer or lsh (default exact)" },
+    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn, uniform, chain: nearest keys, read in full (default 384)" },
+    { "samples", 0, CLI_INT, AT(samples), 1, KNA_MAX_ROWS, NULL, "S", "uniform, chain: other keys sampled, or keys drawn, per row (default K)" },
+    { "chain", 0, CLI_CHOICE, AT(chain), 0, 0, chain_names, "KIND",
+      "chain: every row its draws (rows), rows by what they can do (joint), a walk per column, of values only (signed), or the nearest as they are and draws of the others (tail) (default rows)" },
+    { "rank", 0, CLI_INT, AT(rank), 1, KNA_MAX_RANK, NULL, "R", "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
+    { "hash-bits", 0, CLI_INT, AT(hash_bits), 1, KNA_MAX_HASH_BITS, NULL, "B", "lsh: bits of a table (default 10)" },
+    { "hash-tables", 0, CLI_INT, AT(hash_tables), 2, KNA_MAX_RANK, NULL, "L", "lsh: tables (default 150)" },
+    { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "uniform, chain, performer, lsh: random numbers (default 0)" },
+    { "near-sinks", 0, CLI_INT, AT(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn, window, lsh: first keys always read in full (default 4)" },
+    { "near-window", 0, CLI_INT, AT(near_window), 0, KNA_MAX_ROWS, NULL, "N", "knn, window, lsh: recent keys always read in full (default 64)" },
     { .name = NULL },
 };
 
@@ -65,6 +73,7 @@ static int parse(request *r, int argc, char **argv)
     if (code == CLI_GO_ON) code = operands_require(&usage, &r->operands);
     if (code == CLI_GO_ON) code = cli_require(&usage, "dout", r->dout);
     if (code == CLI_GO_ON) code = cli_require(&usage, "out-dir", r->folder);
+    if (code == CLI_GO_ON && r->chain && methods[r->method] != KNA_GUMBEL) code = cli_refuse("--chain: goes with --method chain");
     return code;
 }
 
@@ -117,18 +126,29 @@ static int explain(const kna_context *context, int status, const request *r)
     return operands_explain(context, status, &r->operands);
 }
 
+static int is_values_only(const request *r)
+{
+    return methods[r->method] == KNA_GUMBEL && r->chain == KNA_CHAIN_SIGNED;
+}
+
 static int differentiate(results *of, const operands *o, const npy_array *dout, kna_context *context, const request *r)
 {
     const kna_rows *q = &o->q_rows, *k = &o->k_rows, *v = &o->v_rows;
     const kna_rows dout_rows = { dout->data, dout->type, q->heads, q->rows, v->dim, 0, 0, NULL };
     const kna_rows out_rows = { of->out, KNA_F32, q->heads, q->rows, v->dim, 0, 0, NULL };
     const kna_out_rows out = { of->out, 0, 0 };
-    kna_gradients gradients = { { of->dq, 0, 0 }, { of->dk, 0, 0 }, { of->dv, 0, 0 }, o->sinks.data ? of->dsinks : NULL };
+    const int values_only = is_values_only(r);
+    kna_gradients gradients = { .dv = { of->dv, 0, 0 }, .dsinks = o->sinks.data ? of->dsinks : NULL };
+    if (!values_only) gradients.dq.data = of->dq;
+    if (!values_only) gradients.dk.data = of->dk;
     kna_attend_options options = KNA_ATTEND_OPTIONS;
     operands_fill(&options, o, &r->operands);
-    static const int methods[] = { KNA_EXACT, KNA_KNN, KNA_GUMBEL };
     options.method = methods[r->method];
+    options.chain = options.method == KNA_GUMBEL ? r->chain : KNA_CHAIN_ROWS;
     options.samples = r->samples;
+    options.rank = r->rank;
+    options.hash_bits = r->hash_bits;
+    options.hash_tables = r->hash_tables;
     options.seed = r->seed;
     options.differentiable = 1;
     options.k_near = r->k_near;
@@ -183,8 +203,8 @@ static int write_outputs(const results *of, const operands *o, const kna_context
 {
     const kna_rows per_head = { NULL, KNA_F32, o->q_rows.heads, 1, 1, 0, 0, NULL };
     int code = cli_output_folder(r->folder);
-    if (code == CLI_OK) code = write_array(r, "dq", &o->q_rows, of->dq);
-    if (code == CLI_OK) code = write_array(r, "dk", &o->k_rows, of->dk);
+    if (code == CLI_OK && !is_values_only(r)) code = write_array(r, "dq", &o->q_rows, of->dq);
+    if (code == CLI_OK && !is_values_only(r)) code = write_array(r, "dk", &o->k_rows, of->dk);
     if (code == CLI_OK) code = write_array(r, "dv", &o->v_rows, of->dv);
     if (code == CLI_OK && o->sinks.data) code = write_array(r, "dsinks", &per_head, of->dsinks);
     if (code == CLI_OK && r->json) code = print_json(of, o, context, r);

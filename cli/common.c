@@ -6,7 +6,7 @@
 static const char *const cpu_names[KNA_CPU_COUNT + 1] = { "best", "ref", "avx2", "avx512", "avx512vnni", "neon", NULL };
 
 const char *const cli_method_names[KNA_METHOD_COUNT + 1] = { "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom",
-                                                             "stratified", "centroid", "control", "window", "linformer", "nystrom", "performer", NULL };
+                                                             "stratified", "centroid", "control", "window", "linformer", "nystrom", "performer", "lsh", NULL };
 const char *const cli_certificate_names[KNA_CERTIFICATE_COUNT + 1] = { "asymptotic", "finite", "bernstein", "deterministic", NULL };
 static const char *const bounds_names[KNA_BOUNDS_COUNT + 1] = { "head", "clusters", NULL };
 
@@ -19,14 +19,14 @@ const cli_option cli_machine_options[] = {
 
 const cli_option cli_method_options[] = {
     { "method", 0, CLI_CHOICE, offsetof(cli_method, method), 0, 0, cli_method_names, "NAME",
-      "exact, topk, knn, uniform, gumbel, rejection, mom, stratified, centroid, control, window, linformer, nystrom or performer "
-      "(default exact)" },
+      "exact, topk, knn, uniform, gumbel, rejection, mom, stratified, centroid, control, window, linformer, nystrom, performer "
+      "or lsh (default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
       "nearest keys read in full; exact: all are (default 384)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
-      "knn, window: first keys always read in full (default 4)" },
+      "knn, window, lsh: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",
-      "knn, window: recent keys always read in full (default 64)" },
+      "knn, window, lsh: recent keys always read in full (default 64)" },
     { "eps", 0, CLI_REAL, offsetof(cli_method, eps), 0, 1, NULL, "E",
       "knn: raise K until the estimated error is at most E; uniform: S, by the radius (default 0: as given)" },
     { "delta", 0, CLI_REAL, offsetof(cli_method, delta), 0, 1, NULL, "D",
@@ -43,6 +43,8 @@ const cli_option cli_method_options[] = {
       "with bounds of the head: those logits may be so much above its least (default 0)" },
     { "rank", 0, CLI_INT, offsetof(cli_method, rank), 1, KNA_MAX_RANK, NULL, "R",
       "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
+    { "hash-bits", 0, CLI_INT, offsetof(cli_method, hash_bits), 1, KNA_MAX_HASH_BITS, NULL, "B", "lsh: bits of a table (default 10)" },
+    { "hash-tables", 0, CLI_INT, offsetof(cli_method, hash_tables), 2, KNA_MAX_RANK, NULL, "L", "lsh: tables (default 150)" },
     { "audit", 0, CLI_REAL, offsetof(cli_method, audit), 0, 1, NULL, "SHARE",
       "share of rows also computed exactly, for the report (default 0)" },
     { "seed", 0, CLI_SEED, offsetof(cli_method, seed), 0, 0, NULL, "S", "random numbers: samples, and which rows are audited (default 0)" },
@@ -79,6 +81,8 @@ void cli_method_fill(kna_attend_options *to, const cli_method *from)
     to->samples = from->samples;
     to->groups = from->groups;
     to->rank = from->rank;
+    to->hash_bits = from->hash_bits;
+    to->hash_tables = from->hash_tables;
     to->certificate = from->certificate;
     to->bounds = from->bounds;
     to->gap = (float)from->gap;

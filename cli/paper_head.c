@@ -41,6 +41,6 @@ int paper_head_attend(paper_head *h, const paper_setup *s, const kna_attend_opti
 int paper_head_differentiate(paper_head *h, const paper_setup *s, const kna_attend_options *options)
 {
     const kna_rows q = rows_of(h->q, h), k = rows_of(h->k, h), v = rows_of(h->v, h), out = rows_of(h->out, h), dout = rows_of(h->dout, h);
-    const kna_gradients to = { { h->dq, 0, 0 }, { h->dk, 0, 0 }, { h->dv, 0, 0 }, NULL };
+    const kna_gradients to = { { h->dq, 0, 0 }, { h->dk, 0, 0 }, { h->dv, 0, 0 }, NULL, NULL, NULL };
     return kna_attend_backward(s->context, &to, &dout, &out, h->lse, &q, &k, &v, options);
 }

@@ -55,7 +55,7 @@ static int backward(const text_run *r, const kna_attend_options *options, const 
     const heads_layer *l = r->layer;
     const kna_rows outs = { out, KNA_F32, l->q.heads, l->q.rows, l->v.dim, 0, 0, NULL };
     const kna_rows douts = { r->dout, KNA_F32, l->q.heads, l->q.rows, l->v.dim, 0, 0, NULL };
-    const kna_gradients gradients = { { to[0], 0, 0 }, { to[1], 0, 0 }, { to[2], 0, 0 }, NULL };
+    const kna_gradients gradients = { { to[0], 0, 0 }, { to[1], 0, 0 }, { to[2], 0, 0 }, NULL, NULL, NULL };
     const double start = cli_now_s();
     const int status = kna_attend_backward(r->setup->context, &gradients, &douts, &outs, r->lse, &l->q, &l->k, &l->v, options);
     *seconds = cli_now_s() - start;

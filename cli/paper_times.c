@@ -64,7 +64,7 @@ static int call(const caller *c, int way, kna_report *report)
     const kna_rows v = { o->v, KNA_F32, h, c->n, d, 0, 0, NULL }, dout = { o->dout, KNA_F32, h, c->n, d, 0, 0, NULL };
     const kna_rows out = { o->out, KNA_F32, h, c->n, d, 0, 0, NULL };
     const kna_out_rows to = { o->out, 0, 0 };
-    const kna_gradients gradients = { { o->dq, 0, 0 }, { o->dk, 0, 0 }, { o->dv, 0, 0 }, NULL };
+    const kna_gradients gradients = { { o->dq, 0, 0 }, { o->dk, 0, 0 }, { o->dv, 0, 0 }, NULL, NULL, NULL };
     if (way == 0) return kna_attend(c->setup->context, &to, o->lse, report, &q, &k, &v, &c->options);
     return kna_attend_backward(c->setup->context, &gradients, &dout, &out, o->lse, &q, &k, &v, &c->options);
 }

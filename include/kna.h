@@ -90,6 +90,7 @@ KNA_API const char *kna_status_text(int status);
 #define KNA_MAX_ROWS 0x7fffffff     /* m and n: 2^31 - 1 */
 #define KNA_MAX_THREADS 1024
 #define KNA_MAX_RANK 16384          /* of rivals */
+#define KNA_MAX_HASH_BITS 16        /* of a table of KNA_LSH */
 #define KNA_MAX_KEY_GROUPS 4096
 #define KNA_MAX_LANDMARKS 64
 
@@ -264,16 +265,17 @@ typedef enum kna_method {
                            sum comes out negative the means stand alone (report: by_means) */
 
     /* Rivals, to compare with; each as its paper has it, as far as that needs no training. No mask, slopes, window, index, eps or audit;
-       causal only window and performer; softcap and sinks only window. */
+       causal only window, performer and lsh; softcap and sinks only window. */
     KNA_WINDOW = 10,    /* the first near_sinks and the last near_window keys that a query sees, all others dropped (StreamingLLM) */
     KNA_LINFORMER = 11, /* keys and values projected to `rank` rows: by project_k and project_v, or means of runs of rows */
     KNA_NYSTROM = 12,   /* `rank` landmarks, means of runs of queries and of keys. lse is NaN */
-    KNA_PERFORMER = 13  /* `rank` positive random features, orthogonal by blocks (FAVOR+) */
+    KNA_PERFORMER = 13, /* `rank` positive random features, orthogonal by blocks (FAVOR+) */
+    KNA_LSH = 14        /* keys whose hashes agree with the query's, by importance; near_sinks and near_window as window (MagicPIG) */
 } kna_method;
-#define KNA_METHOD_COUNT 14
+#define KNA_METHOD_COUNT 15
 
 /* kna_method_name() - "exact", "topk", "knn", "uniform", "gumbel", "rejection", "mom", "stratified", "centroid", "control", "window",
- * "linformer", "nystrom", "performer"; NULL for a number that is no method. */
+ * "linformer", "nystrom", "performer", "lsh"; NULL for a number that is no method. */
 KNA_API const char *kna_method_name(int method);
 
 /* What stands behind a radius: ||out - exact|| <= radius with a probability of at least 1 - delta. */
@@ -294,6 +296,18 @@ typedef enum kna_bounds {
     KNA_BOUNDS_CLUSTERS = 1 /* for each cell its own: logit of the mean key and |q| times the largest distance from it. Holds for any head */
 } kna_bounds;
 #define KNA_BOUNDS_COUNT 2
+
+/* Gradients by keys drawn: who takes how many draws. */
+typedef enum kna_chain {
+    KNA_CHAIN_ROWS = 0,   /* every query `samples` */
+    KNA_CHAIN_JOINT = 1,  /* samples * m per query head, in pairs: queries in proportion to |dout| (1 + |q|), by systematic sampling */
+    KNA_CHAIN_SIGNED = 2, /* samples * m per query head and column of dout, queries in proportion to its |numbers|: of values only */
+    KNA_CHAIN_TAIL = 3    /* every query `samples` of the keys beyond its k nearest, and these as they are */
+} kna_chain;
+#define KNA_CHAIN_COUNT 4
+
+/* kna_chain_name() - "rows", "joint", "signed", "tail"; NULL for a number that is none. */
+KNA_API const char *kna_chain_name(int chain);
 
 /*
  * Which keys are the head of a row where it is to be k of the nearest, but not all alike (KNA_TOPK, and those that
@@ -418,8 +432,12 @@ typedef struct kna_attend_options {
                                  queries have an order, those of each block of 64 queries go by the queries of the call before it:
                                  the first block has none. Costs a 16th of exact attention's logits. 0: none */
     int tail;                 /* KNA_TOPK: a kna_tail */
+    int chain;                /* KNA_GUMBEL, KNA_REJECTION: a kna_chain, for kna_attend_backward() */
+    int64_t hash_bits;        /* KNA_LSH: K, bits of a hash; 0: 10 */
+    int64_t hash_tables;      /* KNA_LSH: L, tables; 0: 150. A key is looked at that has the query's K bits in two or more. L K at most
+                                 KNA_MAX_RANK; seed draws the projections that bits are signs of */
 } kna_attend_options;
-#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, 0.0f, 0, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0 }
+#define KNA_ATTEND_OPTIONS { sizeof(kna_attend_options), 0, 0.0f, 0, 0, 0, 0.0f, NULL, NULL, { NULL, 0, 0, 0, 0 }, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0.0f, 0, 0, 0, 0, 0, NULL, 0, 0.0f, 0, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * What a call did. A "row" is one (query, head) pair. Means are over the rows that see at least one key.
@@ -479,7 +497,8 @@ typedef struct kna_report {
  * Limits:  knn uses a cluster only where all heads of the query see all of its unit's 256 or 1,024 rows with nothing added to
  *          their logits: a query that sees every second row is answered exactly, and so is ALiBi.
  *          window: (near_sinks + near_window) keys a row. linformer, nystrom, performer: about (n + m) rank (d + dv) per head, and nystrom
- *          rank^3; linformer and nystrom hold the KV head (and queries) as f32.
+ *          rank^3; linformer and nystrom hold the KV head (and queries) as f32. lsh: K L d flops to hash each key and query, then about
+ *          n L / 2^K keys met in tables and those looked at; 6 n L bytes.
  *          uniform, gumbel, rejection, mom: as topk, and the keys sampled: of n keys a draw looks at less than n / (k + 1) in the mean.
  *          With a gap a draw looks at n a / (1 + a), a = exp(least logit of the head + gap) over the head's sum; with bounds of clusters
  *          at the sum of such over the cells; where that would be more than all keys together, all are read once.
@@ -491,7 +510,7 @@ typedef struct kna_report {
  * Source:  online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022. Clusters and their masses: doc/flow.md. Sampling: lazy
  *          Gumbel, Mussmann, Levy & Ermon 2017, as used for attention by Haris 2024 (arXiv 2411.04013); certificates: Pinelis 1994,
  *          Chernoff's bound, Bardenet & Maillard 2015 (src/attend/certificate.h), bounds of clusters (src/attend/strata_row.c). Rivals: Xiao et al. 2023, Wang et al. 2020, Xiong et al. 2021, Choromanski
- *          et al. 2021 (src/attend/rival_*.c say where we depart).
+ *          et al. 2021, Chen et al. 2024 (src/attend/rival_*.c say where we depart).
  */
 KNA_API KNA_CHECKED int kna_attend(kna_context *context, const kna_out_rows *out, float *lse, kna_report *report,
                                    const kna_rows *q, const kna_rows *k, const kna_rows *v,
@@ -503,6 +522,8 @@ typedef struct kna_gradients {
     kna_out_rows dk;            /* (h_kv,n,d): summed over the query heads of a KV head */
     kna_out_rows dv;            /* (h_kv,n,dv) */
     float *dsinks;              /* (h), where the options have sinks; NULL: not wanted */
+    float *dproject_k;          /* (rank,n), where the options have projections: summed over all heads; NULL: not wanted */
+    float *dproject_v;
 } kna_gradients;
 
 /*
@@ -514,8 +535,19 @@ typedef struct kna_gradients {
  * Methods: KNA_EXACT. KNA_KNN, with option differentiable set in both calls and neither eps, an index nor quotas: the exact gradients of what
  *          was computed, with the sets held fixed (which clusters were looked into, and how far members stray from their means); the
  *          gradient of a mean goes in equal parts to its members. The index is built anew, so the call repeats the one before it.
- *          KNA_GUMBEL, KNA_REJECTION: unbiased estimates of the exact gradients, from `samples` keys drawn per row (those of the forward
- *          call with the same seed): a Markov chain of one step. No sinks, softcap or landmarks; an index is one of KNA_TOPK.
+ *          KNA_TOPK, KNA_UNIFORM: the exact gradients of what was computed, the sets held fixed, and what each key sampled stands for. The
+ *          call is repeated: with the same seed the sets are the same. What a key does by being among the k nearest or not has no gradient.
+ *          KNA_GUMBEL, KNA_REJECTION: unbiased estimates of the exact gradients, from keys drawn, `samples` per row or as option
+ *          chain says (rows: those of the forward call with the same seed): a Markov chain of one step. No sinks, no softcap; out and
+ *          lse are not looked at. signed gives dv only (dq and dk must be NULL). tail: what the tail weighs is taken from the
+ *          int8 scan, corrected by the draws, and its keys are drawn by that scan and accepted by their logits.
+ *          Of these an index is one of KNA_TOPK; no landmarks, no bounds of clusters, no deterministic certificate, and of topk no tail but
+ *          drop. A gap is followed. KNA_MOM, KNA_STRATIFIED, KNA_CENTROID, KNA_CONTROL: none.
+ *          Rivals: the exact gradients of what they compute, lse and out as the forward call wrote them. linformer: of its projections too.
+ *          nystrom: through the three softmaxes and the six steps of the iteration; where two columns of its small matrix tie
+ *          for the largest sum, that of one. lsh: which keys are looked at, and for how much, held fixed; out and lse are not
+ *          looked at. performer: its features held fixed; the exponents it takes out for range are
+ *          no part of the result, and so of no gradient.
  * Out:     what of gradients is wanted; written, not added to. They must not overlap one another or an input.
  * Returns: as kna_attend(); KNA_EVALUE also for NaN and infinity in dout and out, and for NaN and +infinity in lse; KNA_EINVAL for
  *          other methods.
@@ -523,6 +555,9 @@ typedef struct kna_gradients {
  * Cost:    10 m h n d flops (d = dv) over the pairs seen, 6 without dq and dk; logits are computed anew. Scratch 17 * 768 * d floats
  *          for a KV head, as many at a time as keep the threads busy. No gradient of mask and slopes. knn: about three times its
  *          forward call; d + dv floats per 16 keys and KV head, and, below 8 KV heads, 7 / h_kv more gradients of keys and values.
+ *          topk, uniform and by keys drawn: the forward call, and 8 (d + dv) flops for each key of a row's list, read and written
+ *          at random; 12 bytes of each, of 256 queries or a million keys at a time. signed besides: 4 h m dv bytes.
+ *          Rivals: two to three times their forward calls. nystrom holds 2 (m + n) rank + 14 rank^2 numbers besides, per thread.
  * Source:  Dao 2023 (FlashAttention-2), equations of its section 2; the covariance form dq_i = scale * cov(k, <dout_i, v>) over
  *          softmax(i) says the same. src/attend/backward.h spells it out.
  */

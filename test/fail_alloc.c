@@ -123,6 +123,7 @@ static const plan plans[] = {
     { "linformer", KNA_LINFORMER, 5, false, false, false, false },
     { "nystrom", KNA_NYSTROM, 20, false, false, false, false },
     { "performer", KNA_PERFORMER, 5, false, false, false, false },
+    { "lsh", KNA_LSH, 5, false, false, false, false },
 };
 
 /* Rows 1,100 to 1,150 are hidden from every query. */
@@ -254,12 +255,14 @@ static int differentiate(random_case *c, kna_context *context, const kna_rows *d
 {
     shape s = c->shape;
     float *dk = all + s.h * s.m * s.d, *dv = dk + s.h_kv * s.n * s.d;
-    kna_gradients gradients = { { all, 0, 0 }, { dk, 0, 0 }, { dv, 0, 0 }, NULL };
+    bool values_only = c->options.chain == KNA_CHAIN_SIGNED;
+    kna_gradients gradients = { .dv = { dv, 0, 0 } };
+    if (!values_only) gradients.dq.data = all, gradients.dk.data = dk;
     kna_rows out = { c->out.data, KNA_F32, s.h, s.m, s.dv, c->out.head_stride_bytes, c->out.row_stride_bytes, NULL };
     return kna_attend_backward(context, &gradients, dout, &out, c->lse, &c->q, &c->k, &c->v, &c->options);
 }
 
-static void gradients_of(int method)
+static void gradients_of(int method, int chain)
 {
     ledger l = { 0 };
     random_case c = { .guarded = false };
@@ -268,12 +271,15 @@ static void gradients_of(int method)
     size_t numbers = (size_t)(s.h * s.m * s.d + s.h_kv * s.n * (s.d + s.dv));
     case_begin(&c, s);
     c.options.method = method;
+    c.options.chain = chain;
     c.options.differentiable = 1;
-    c.options.causal = 1;
+    c.options.causal = method != KNA_LINFORMER && method != KNA_NYSTROM;
     c.options.k_near = 20;
     kna_rows dout = { NULL, KNA_F32, s.h, s.m, s.dv, 0, 0, NULL };
     case_rows(&c, &dout, KNA_F32, LAYOUT_PACKED, 1);
     float *want = case_hold(&c, numbers * sizeof *want), *got = case_hold(&c, numbers * sizeof *got);
+    memset(want, 0, numbers * sizeof *want);
+    memset(got, 0, numbers * sizeof *got);
     case_attend(&c, context, NULL);
     EXPECT_INT(differentiate(&c, context, &dout, want), KNA_OK);
     size_t bare = bare_bytes(context, &l), n = 1;
@@ -299,8 +305,15 @@ static void gradients_of(int method)
 
 static void gradients(void)
 {
-    gradients_of(KNA_EXACT);
-    gradients_of(KNA_KNN);
+    gradients_of(KNA_EXACT, 0);
+    gradients_of(KNA_KNN, 0);
+    gradients_of(KNA_TOPK, 0);
+    gradients_of(KNA_UNIFORM, 0);
+    gradients_of(KNA_GUMBEL, KNA_CHAIN_ROWS);
+    gradients_of(KNA_REJECTION, KNA_CHAIN_JOINT);
+    gradients_of(KNA_GUMBEL, KNA_CHAIN_SIGNED);
+    gradients_of(KNA_GUMBEL, KNA_CHAIN_TAIL);
+    for (int method = KNA_WINDOW; method <= KNA_LSH; method++) gradients_of(method, 0);
 }
 
 /* ---- an index that cannot grow is as before */

@@ -5,17 +5,28 @@
 
 #define U 0x1p-24
 
-double gradient_oracle_loss(const oracle *o, const double *dout)
+static void logits_of(const oracle *o, int64_t head, int64_t query, const double *extra, double *logits)
+{
+    oracle_logits(o, head, query, logits);
+    for (int64_t j = 0; extra && j < o->n; j++) logits[j] += extra[(head * o->m + query) * o->n + j];
+}
+
+double gradient_oracle_loss_with(const oracle *o, const double *dout, const double *extra)
 {
     double *logits = malloc((size_t)(o->n + 1) * sizeof *logits), *out = malloc((size_t)o->dv * sizeof *out), loss = 0;
     for (int64_t row = 0; row < o->h * o->m; row++) {
-        oracle_logits(o, row / o->m, row % o->m, logits);
+        logits_of(o, row / o->m, row % o->m, extra, logits);
         oracle_mix(o, row / o->m, logits, out);
         for (int64_t c = 0; c < o->dv; c++) loss += dout[row * o->dv + c] * out[c];
     }
     free(logits);
     free(out);
     return loss;
+}
+
+double gradient_oracle_loss(const oracle *o, const double *dout)
+{
+    return gradient_oracle_loss_with(o, dout, NULL);
 }
 
 static double *numbers(int64_t n)
@@ -72,9 +83,9 @@ static void add_pair(const oracle *o, gradient_oracle *g, const one_row *row, in
     }
 }
 
-static void add_row(const oracle *o, gradient_oracle *g, one_row *row)
+static void add_row(const oracle *o, gradient_oracle *g, one_row *row, const double *extra)
 {
-    oracle_logits(o, row->head, row->query, row->logits);
+    logits_of(o, row->head, row->query, extra, row->logits);
     row->lse = oracle_mix(o, row->head, row->logits, row->out);
     if (row->lse == -(double)INFINITY) return;
     double unused;
@@ -103,6 +114,11 @@ gradient_oracle *gradient_oracle_empty(const oracle *o)
 
 gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout)
 {
+    return gradient_oracle_with(o, dout, NULL);
+}
+
+gradient_oracle *gradient_oracle_with(const oracle *o, const double *dout, const double *extra)
+{
     gradient_oracle *g = gradient_oracle_empty(o);
     one_row row = { .logits = numbers(o->n), .out = numbers(o->dv) };
     for (int64_t i = 0; i < o->h * o->m; i++) {
@@ -110,7 +126,7 @@ gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout)
         row.query = i % o->m;
         row.q = o->q + i * o->d;
         row.dout = dout + i * o->dv;
-        add_row(o, g, &row);
+        add_row(o, g, &row, extra);
     }
     free(row.logits);
     free(row.out);

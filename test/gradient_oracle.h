@@ -19,9 +19,12 @@ struct gradient_oracle {
 
 /* dout (h,m,dv). Free with gradient_oracle_free(). */
 gradient_oracle *gradient_oracle_new(const oracle *o, const double *dout);
+/* The same with numbers (h,m,n) added to the logits: the logarithm of what a key stands for, -INFINITY where it is left out. */
+gradient_oracle *gradient_oracle_with(const oracle *o, const double *dout, const double *extra);
 void gradient_oracle_free(gradient_oracle *g);
 
 /* sum <dout, out> of the oracle's exact attention. */
 double gradient_oracle_loss(const oracle *o, const double *dout);
+double gradient_oracle_loss_with(const oracle *o, const double *dout, const double *extra);
 
 #endif

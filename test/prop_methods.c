@@ -19,7 +19,7 @@ static const nature natures[] = {
     { KNA_UNIFORM, true, true, true },    { KNA_GUMBEL, true, true, true },     { KNA_REJECTION, true, true, true },
     { KNA_MOM, true, true, true },        { KNA_WINDOW, true, true, true },     { KNA_LINFORMER, true, true, true },
     { KNA_NYSTROM, false, false, false }, { KNA_PERFORMER, true, true, false }, { KNA_STRATIFIED, false, true, true },
-    { KNA_CENTROID, false, true, true },  { KNA_CONTROL, false, false, true },
+    { KNA_CENTROID, false, true, true },  { KNA_CONTROL, false, false, true },  { KNA_LSH, true, true, true },
 };
 #define NATURES (int)(sizeof natures / sizeof natures[0])
 

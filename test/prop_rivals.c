@@ -255,6 +255,49 @@ static void performers(void)
     }
 }
 
+/* Over many hashes the sum of the softmax is right, and so are the weighted values: a key looked at counts for all the times it is not. */
+static void hashes_are_unbiased(void)
+{
+    for (int causal = 0; causal < 2; causal++) {
+        random_case c = { .guarded = false };
+        enum { SEEDS = 1500, M = 6 };
+        uint64_t random = test_state.random;
+        test_state.random = 78;
+        case_begin(&c, (shape){ 4, 2, M, 300, 16, 6 });
+        case_rows(&c, &c.q, KNA_F32, LAYOUT_PACKED, 1);
+        case_rows(&c, &c.k, KNA_F32, LAYOUT_PACKED, 1);
+        test_state.random = random;
+        c.options.method = KNA_LSH;
+        c.options.causal = causal;
+        c.options.hash_bits = 4;
+        c.options.hash_tables = 20;
+        c.options.near_window = 8;
+        static double sum[4 * M * 7], square[4 * M * 7]; /* of the sum of the softmax, and of six columns */
+        memset(sum, 0, sizeof sum);
+        memset(square, 0, sizeof square);
+        oracle *o = oracle_new(&c.q, &c.k, &c.v, &c.options);
+        expected *e = expected_exact(o, 1e-5);
+        for (int seed = 0; seed < SEEDS; seed++) {
+            c.options.seed = (uint64_t)seed;
+            if (!EXPECT_INT(attend(&c, context_best()), KNA_OK)) break;
+            for (int64_t row = 0; row < 4 * M; row++) {
+                double ratio = exp((double)c.lse[row] - e->lse[row]);
+                for (int x = 0; x < 7; x++) {
+                    double off =
+                        x ? ratio * (double)case_out_row(&c, row / M, row % M)[x - 1] - e->out[row * 6 + x - 1] : ratio - 1;
+                    sum[row * 7 + x] += off;
+                    square[row * 7 + x] += off * off;
+                }
+            }
+        }
+        for (int64_t i = 0; i < 4 * M * 7; i++) EXPECT_NEAR(sum[i] / SEEDS, 0, 4.5 * sqrt(square[i]) / SEEDS);
+        EXPECT(sqrt(square[0] / SEEDS) > 1e-3); /* it is an estimate */
+        expected_free(e);
+        oracle_free(o);
+        case_end(&c);
+    }
+}
+
 /* Rows by themselves, at any position, and blocks of keys: all as one call gives them. */
 static void performers_in_order(void)
 {
@@ -348,6 +391,7 @@ static void bad_input(void)
         c.options.project_k = projection;
         refused(&c, KNA_EINVAL, "projection: ");
         case_end(&c);
+        c.options = none;
         for (int64_t m = 0; m < 2; m++) { /* no queries, no keys */
             case_begin(&c, (shape){ 2, 1, m ? 3 : 0, m ? 0 : 5, 4, 4 });
             c.options.method = method;
@@ -366,6 +410,7 @@ int main(int argc, char **argv)
     TEST(nystroms);
     TEST(performers);
     TEST(performers_in_order);
+    TEST(hashes_are_unbiased);
     TEST(same_bits_for_any_threads);
     TEST(bad_input);
     contexts_free();

@@ -229,7 +229,7 @@ static void unchecked(void)
 static void option_ranges(void)
 {
     c.options.method = KNA_METHOD_COUNT;
-    EXPECT_REFUSED(KNA_EINVAL, "method: 14");
+    EXPECT_REFUSED(KNA_EINVAL, "method: 15");
     c.options.method = -1;
     EXPECT_REFUSED(KNA_EINVAL, "method");
     c.options.scale = NAN;

@@ -5,9 +5,9 @@
 
 const char *kna_method_name(int method)
 {
-    static const char *const names[KNA_METHOD_COUNT] = { "exact",     "topk",      "knn",        "uniform",  "gumbel",
-                                                         "rejection", "mom",       "stratified", "centroid", "control",
-                                                         "window",    "linformer", "nystrom",    "performer" };
+    static const char *const names[KNA_METHOD_COUNT] = { "exact",     "topk",      "knn",        "uniform",   "gumbel",
+                                                         "rejection", "mom",       "stratified", "centroid",  "control",
+                                                         "window",    "linformer", "nystrom",    "performer", "lsh" };
     return method >= 0 && method < KNA_METHOD_COUNT ? names[method] : NULL;
 }
 
@@ -21,6 +21,12 @@ const char *kna_tail_name(int tail)
 {
     static const char *const names[KNA_TAIL_COUNT] = { "drop", "mean" };
     return tail >= 0 && tail < KNA_TAIL_COUNT ? names[tail] : NULL;
+}
+
+const char *kna_chain_name(int chain)
+{
+    static const char *const names[KNA_CHAIN_COUNT] = { "rows", "joint", "signed", "tail" };
+    return chain >= 0 && chain < KNA_CHAIN_COUNT ? names[chain] : NULL;
 }
 
 static double count_seen(const kna__problem *p)
@@ -67,7 +73,7 @@ static int index_method(int method)
     return method == KNA_KNN ? KNA_KNN : KNA_TOPK;
 }
 
-static int check_index(const kna__problem *p, const kna_index *index)
+int kna__check_index(const kna__problem *p, const kna_index *index)
 {
     bool samples = p->options.method >= KNA_UNIFORM;
     if (index->method != index_method(p->options.method) && !(samples && index->method == KNA_KNN)) {
@@ -110,7 +116,7 @@ static int attend_near(const kna__problem *p, kna_report *report)
 {
     kna_index *index = p->options.index;
     if (index) {
-        KNA_TRY(check_index(p, index));
+        KNA_TRY(kna__check_index(p, index));
     }
     if (kna__all_is_near(p) && !p->options.draws && (!index || kna__index_has_all(index, 0, p->n))) {
         return attend_exact(p, report);
@@ -136,6 +142,9 @@ static int attend_rival(const kna__problem *p, kna_report *report)
     report->keys_touched = o->method == KNA_WINDOW && report->keys_seen > 0 ? report->keys_full / report->keys_seen : 1;
     if (!p->n) {
         return kna__attend_decode(p);
+    }
+    if (o->method == KNA_LSH) {
+        return kna__attend_lsh(p, report);
     }
     return rivals[o->method - KNA_WINDOW](p);
 }

@@ -1,5 +1,6 @@
 /* backward.c - gradients of the operator: check, prepare, choose the method. */
 #include "backward.h"
+#include "rivals.h"
 
 #define LL(x) ((long long)(x))
 
@@ -53,6 +54,16 @@ static void clear(const kna_out_rows *rows, int64_t heads, int64_t count, int64_
     }
 }
 
+static void clear_projections(const kna__backward *b)
+{
+    float *const both[] = { b->dproject_k, b->dproject_v };
+    for (int i = 0; i < 2; i++) {
+        if (both[i]) {
+            memset(both[i], 0, (size_t)kna__linformer_rank(&b->problem) * (size_t)b->problem.n * sizeof(float));
+        }
+    }
+}
+
 static bool is_chain(const kna__problem *p)
 {
     return p->options.method == KNA_GUMBEL || p->options.method == KNA_REJECTION;
@@ -62,11 +73,11 @@ static bool is_chain(const kna__problem *p)
 static int check_chain(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
-    if (o->landmarks) {
-        return KNA_FAIL(p->context, KNA_EINVAL, "landmarks: gradients by draws, of some queries at a time, cannot repeat them");
-    }
     if (o->samples < 2) {
         return KNA_FAIL(p->context, KNA_EINVAL, "samples: gradients take at least 2 draws of a row");
+    }
+    if (o->chain == KNA_CHAIN_JOINT && o->samples * p->m < 2 && p->m) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "samples: a joint chain takes draws in pairs");
     }
     if (o->sinks || o->softcap > 0) {
         return KNA_FAIL(p->context, KNA_EINVAL, "%s: gradients by draws cannot follow it", o->sinks ? "sinks" : "softcap");
@@ -74,15 +85,40 @@ static int check_chain(const kna__problem *p)
     return KNA_OK;
 }
 
+/* Lists are made of a scan's heads and tails: cells of keys change which keys are in these, and by what they are drawn. */
+static int check_cells(const kna__problem *p)
+{
+    const kna_attend_options *o = &p->options;
+    if (o->method != KNA_KNN && o->index && o->index->method == KNA_KNN) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "index: gradients of %s take one made for topk", kna_method_name(o->method));
+    }
+    if (o->bounds == KNA_BOUNDS_CLUSTERS) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "bounds: there are no gradients with those of clusters");
+    }
+    if (o->certificate == KNA_CERTIFICATE_DETERMINISTIC) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "certificate: there are no gradients with one that is deterministic");
+    }
+    if (o->method == KNA_MOM || (o->method >= KNA_STRATIFIED && o->method <= KNA_CONTROL)) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are no gradients of %s", kna_method_name(o->method));
+    }
+    return KNA_OK;
+}
+
 static int check_method(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
+    if (o->landmarks) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "landmarks: gradients, of some queries at a time, cannot repeat them");
+    }
+    if (o->tail != KNA_TAIL_DROP) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "tail: there are no gradients of its mean");
+    }
+    KNA_TRY(check_cells(p));
     if (is_chain(p)) {
         return check_chain(p);
     }
-    if (o->method != KNA_EXACT && o->method != KNA_KNN) {
-        return KNA_FAIL(p->context, KNA_EINVAL, "method: there are gradients of exact, knn, gumbel and rejection, not of %s",
-                        kna_method_name(o->method));
+    if (o->method >= KNA_WINDOW) {
+        return kna__rival_check(p);
     }
     if (o->method == KNA_KNN && (o->eps > 0 || o->index)) {
         return KNA_FAIL(p->context, KNA_EINVAL,
@@ -118,13 +154,21 @@ static int init(kna__backward *b, kna_context *context, const kna_gradients *gra
     b->dk = gradients->dk;
     b->dv = gradients->dv;
     b->dsinks = gradients->dsinks;
+    b->dproject_k = gradients->dproject_k;
+    b->dproject_v = gradients->dproject_v;
     KNA_TRY(check_like(context, &b->dout, "dout", p));
     KNA_TRY(check_like(context, &b->out, "out", p));
+    if (p->options.chain == KNA_CHAIN_SIGNED && (b->dq.data || b->dk.data)) {
+        return KNA_FAIL(context, KNA_EINVAL, "%s: a signed chain gives gradients of values only", b->dq.data ? "dq" : "dk");
+    }
     KNA_TRY(check_gradient(context, &b->dq, "dq", p->m, p->d));
     KNA_TRY(check_gradient(context, &b->dk, "dk", p->n, p->d));
     KNA_TRY(check_gradient(context, &b->dv, "dv", p->n, p->dv));
     if (b->dsinks && !p->options.sinks) {
         return KNA_FAIL(context, KNA_EINVAL, "dsinks: there are no sinks");
+    }
+    if ((b->dproject_k || b->dproject_v) && !p->options.project_k) {
+        return KNA_FAIL(context, KNA_EINVAL, "dproject: there are no projections");
     }
     return KNA_OK;
 }
@@ -139,7 +183,7 @@ static int check_finite(const kna__backward *b)
     KNA_TRY(kna__rows_finite(p->context, &b->dout, "dout"));
     KNA_TRY(kna__rows_finite(p->context, &b->out, "out"));
     for (int64_t i = 0; i < p->h * p->m; i++) {
-        if (!(b->lse[i] < INFINITY)) {
+        if (!(b->lse[i] < INFINITY) && p->options.method != KNA_NYSTROM) {
             return KNA_FAIL(p->context, KNA_EVALUE, "lse: NaN or infinity at head %lld, row %lld", LL(i / p->m), LL(i % p->m));
         }
     }
@@ -195,6 +239,36 @@ static void differentiate_sink(void *argument, int64_t head, int worker)
     b->dsinks[head] = (float)sum;
 }
 
+/* Nothing is left out, nor absent from the caller's index. */
+static bool reads_everything(const kna__problem *p)
+{
+    const kna_index *index = p->options.index;
+    return p->options.method == KNA_EXACT || (kna__all_is_near(p) && (!index || kna__index_has_all(index, 0, p->n)));
+}
+
+static int differentiate(kna__backward *b)
+{
+    const kna__problem *p = &b->problem;
+    static int (*const rivals[])(const kna__backward *) = { kna__backward_window, kna__backward_linformer, kna__backward_nystrom,
+                                                            kna__backward_performer, kna__backward_lsh };
+    if (!p->n || !p->m) {
+        return KNA_OK;
+    }
+    if (p->options.method >= KNA_WINDOW) {
+        return rivals[p->options.method - KNA_WINDOW](b);
+    }
+    if (p->options.index && p->options.method != KNA_EXACT) {
+        KNA_TRY(kna__check_index(p, p->options.index));
+    }
+    if (is_chain(p)) {
+        return kna__backward_near(b);
+    }
+    if (reads_everything(p)) {
+        return kna__backward_exact(b);
+    }
+    return p->options.method == KNA_KNN ? kna__backward_knn(b) : kna__backward_near(b);
+}
+
 int kna_attend_backward(kna_context *context, const kna_gradients *gradients, const kna_rows *dout, const kna_rows *out,
                         const float *lse, const kna_rows *q, const kna_rows *k, const kna_rows *v,
                         const kna_attend_options *options)
@@ -207,12 +281,9 @@ int kna_attend_backward(kna_context *context, const kna_gradients *gradients, co
     clear(&b.dq, b.problem.h, b.problem.m, b.problem.d);
     clear(&b.dk, b.problem.h_kv, b.problem.n, b.problem.d);
     clear(&b.dv, b.problem.h_kv, b.problem.n, b.problem.dv);
+    clear_projections(&b);
     if (b.dsinks) {
         kna__parallel_for(context->threads, b.problem.h, differentiate_sink, &b);
     }
-    if (is_chain(&b.problem)) {
-        return b.problem.n ? kna__backward_chain(&b) : KNA_OK;
-    }
-    bool is_exact = b.problem.options.method == KNA_EXACT || kna__all_is_near(&b.problem);
-    return is_exact ? kna__backward_exact(&b) : kna__backward_knn(&b);
+    return differentiate(&b);
 }

@@ -17,7 +17,7 @@ typedef struct kna__backward {
     kna_rows dout, out;   /* strides filled in */
     const float *lse;     /* (h,m) */
     kna_out_rows dq, dk, dv;
-    float *dsinks;
+    float *dsinks, *dproject_k, *dproject_v;
 } kna__backward;
 
 /* A row of a gradient; NULL: that gradient is not wanted. */
@@ -38,7 +38,12 @@ void kna__backward_rows_cut(kna__backward_rows *rows, const kna__problem *proble
 void kna__backward_rows_read(const kna__backward *backward, kna__backward_rows *rows, int64_t kv_head, int64_t row, int64_t count);
 
 int kna__backward_exact(const kna__backward *backward);
-int kna__backward_chain(kna__backward *backward);     /* by keys drawn: out and lse are not looked at */
+int kna__backward_near(kna__backward *backward);         /* topk, uniform, and by keys drawn: out and lse are not looked at */
+int kna__backward_window(const kna__backward *backward); /* rivals: rival_window.c, backward_*.c */
+int kna__backward_linformer(const kna__backward *backward);
+int kna__backward_nystrom(const kna__backward *backward);
+int kna__backward_performer(const kna__backward *backward);
+int kna__backward_lsh(const kna__backward *backward); /* rival_lsh.c; out and lse are not looked at */
 int kna__backward_knn(const kna__backward *backward); /* knn_backward.c: out and lse are computed anew */
 
 #endif

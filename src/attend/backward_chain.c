@@ -1,139 +1,180 @@
 /*
- * backward_chain.c - gradients from keys drawn by the softmax: one step of a random walk from each query to a key, as many times as
- * option samples says. (Haris 2024 has such a chain for dV, with queries drawn too; here every query takes as many steps, which is
- * never worse, and the same draws give dQ and dK.)
+ * backward_chain.c - gradients from keys drawn by the softmax, one step of a random walk from a query to a key: which queries take
+ * how many steps (chain.h), and the walk of Haris 2024 (arXiv 2411.04013). What steps add is backward_list.c's to say.
  *
- * With s draws l of row i, x_l = <dout_i, v_l> and x their mean:
- *   dv_l += dout_i / s     dk_l += scale q_i (x_l - x) / (s - 1)     dq_i = scale sum_l k_l (x_l - x) / (s - 1)
- * dq is the covariance of k and <dout, v> under the softmax as a sample has it: nothing has to be known of Delta_i, a biased
- * estimate of which would show in it at first order. All three are unbiased; their errors shrink with the root of s.
+ * joint: one chain per query head for all columns and all three gradients. A query takes pairs of steps in proportion to
+ * |dout_i| (1 + |q_i|), a bound of what it can do to dv and dk; by systematic sampling, so that each gets the whole number above or
+ * below its due. Pairs, because two draws of a row tell the covariance that dq and dk are made of without knowing Delta, which a
+ * walk of single steps would need, exactly. What a query adds is weighed by pairs taken over pairs due: unbiased.
+ *
+ * signed: the walk itself, for dv. Of each column y of dout by itself, t times: a query i with probability |y_i| / Y, Y = sum |y|,
+ * a key l by the softmax of row i, and sign(y_i) Y / t is added to dv_l. (The paper's code makes y positive by adding a constant
+ * and takes its walk back by a second one; a sign needs one walk, and is tens of times nearer.) Mean squared error: (Y^2 - |dv|^2) / t.
  */
-#include "backward.h"
+#include "chain.h"
 
-enum { BLOCK = 256 /* queries whose draws are held at a time */ };
+#include <math.h>
 
-typedef struct chain_job {
-    const kna__backward *b;
-    int64_t query, queries; /* the block */
-    int32_t *draws;         /* (h, queries, samples) */
-    float *out;             /* (h, queries, dv): what the draws are a mean of; nobody looks at it */
-    float *rooms;           /* (threads, samples) */
-} chain_job;
-
-static const char *mask_from(const kna_mask *mask, int64_t query)
+void kna__chain_cut(kna__chain_plan *plan, kna__cutter *cutter)
 {
-    return mask->data ? (const char *)mask->data + query * mask->row_stride_bytes : NULL;
+    const kna__problem *p = &plan->b->problem;
+    int chain = p->options.chain;
+    bool is_joint = chain == KNA_CHAIN_JOINT, is_signed = chain == KNA_CHAIN_SIGNED;
+    size_t rows = kna__size_product((size_t)p->h, (size_t)p->m), dv = (size_t)p->dv;
+    plan->running = kna__cut(cutter, kna__size_product((size_t)p->context->threads, (size_t)p->m), sizeof(double));
+    plan->draws = kna__cut(cutter, is_joint || is_signed ? rows : 0, sizeof(int64_t));
+    plan->weight = kna__cut(cutter, is_joint ? rows : 0, sizeof(float));
+    plan->steps = kna__cut(cutter, is_signed ? kna__size_product(rows, dv) : 0, sizeof(int32_t));
+    plan->sums = kna__cut(cutter, is_signed ? (size_t)p->h * dv : 0, sizeof(double));
 }
 
-/* The block's draws are those of the forward call: random numbers belong to positions. */
-static int draw(const chain_job *job)
+static void read_row(const kna_rows *rows, const kna__problem *p, int64_t head, int64_t query, float *x)
 {
-    const kna__problem *p = &job->b->problem;
-    kna_attend_options options = p->options;
-    kna_rows q = p->q;
-    int64_t row_bytes = p->dv * (int64_t)sizeof(float);
-    q.data = (const char *)q.data + job->query * q.row_stride_bytes;
-    q.rows = job->queries;
-    options.mask = p->mask;
-    options.mask.data = mask_from(&p->mask, job->query);
-    options.causal_shift += job->query - p->m + job->queries;
-    options.draws = job->draws;
-    options.radius = NULL;
-    options.audit = 0;
-    options.unchecked = 1;
-    kna_out_rows out = { job->out, row_bytes * job->queries, row_bytes };
-    return kna_attend(p->context, &out, NULL, NULL, &q, &p->k, &p->v, &options);
+    p->kernels->widen[rows->type](x, (size_t)rows->dim, kna__span_at(rows, head, query), 1, (size_t)rows->dim);
 }
 
-static void add_row(const chain_job *job, int64_t head, int64_t query, float *weights)
+static uint64_t stream_of(int64_t head, int64_t column)
 {
-    const kna__backward *b = job->b;
-    const kna__problem *p = &b->problem;
-    int64_t s = p->options.samples, kv_head = head / p->g;
-    const int32_t *keys = job->draws + (head * job->queries + query - job->query) * s;
-    float q[KNA_MAX_DIM], dout[KNA_MAX_DIM];
-    if (keys[0] < 0) { /* it sees nothing */
+    return UINT64_C(1) << 62 | (uint64_t)head << 40 | (uint64_t)column;
+}
+
+/* ---- joint */
+
+static double importance(const kna__chain_plan *plan, int64_t head, int64_t query)
+{
+    const kna__problem *p = &plan->b->problem;
+    float dout[KNA_MAX_DIM], q[KNA_MAX_DIM];
+    read_row(&plan->b->dout, p, head, query, dout);
+    read_row(&p->q, p, head, query, q);
+    return sqrt((double)kna__square(p->kernels, dout, p->dv)) * (1 + sqrt((double)kna__square(p->kernels, q, p->d)));
+}
+
+/* Every place k + u of a ruler of `pairs` marks is a pair of the query that it falls to. */
+static void draw_joint(void *argument, int64_t head, int worker)
+{
+    const kna__chain_plan *plan = argument;
+    const kna__problem *p = &plan->b->problem;
+    double *running = plan->running + worker * p->m, sum = 0, u = kna__uniform(p->options.seed, stream_of(head, 0), 0);
+    int64_t pairs = p->options.samples * p->m / 2, before = 0;
+    for (int64_t query = 0; query < p->m; query++) {
+        sum += importance(plan, head, query);
+        running[query] = sum;
+    }
+    for (int64_t query = 0; query < p->m; query++) {
+        double from = query ? running[query - 1] : 0, due = sum > 0 ? (double)pairs * ((running[query] - from) / sum) : 0;
+        int64_t until = sum > 0 ? (int64_t)floor((double)pairs * (running[query] / sum) + u) : 0;
+        plan->draws[head * p->m + query] = 2 * (until - before);
+        plan->weight[head * p->m + query] = due > 0 ? (float)((double)(until - before) / due) : 0;
+        before = until;
+    }
+}
+
+/* ---- signed */
+
+/* The query with running[query - 1] <= x < running[query]. */
+static int64_t query_at(const double *running, int64_t m, double x)
+{
+    int64_t low = 0, high = m - 1;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (running[middle] > x) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
+
+static void draw_signed(void *argument, int64_t task, int worker)
+{
+    const kna__chain_plan *plan = argument;
+    const kna__problem *p = &plan->b->problem;
+    int64_t head = task / p->dv, column = task % p->dv, steps = p->options.samples * p->m;
+    double *running = plan->running + worker * p->m, sum = 0;
+    int32_t *to = plan->steps + head * p->m * p->dv + column;
+    float dout[KNA_MAX_DIM];
+    for (int64_t query = 0; query < p->m; query++) {
+        read_row(&plan->b->dout, p, head, query, dout);
+        sum += fabs((double)dout[column]);
+        running[query] = sum;
+        to[query * p->dv] = 0;
+    }
+    plan->sums[task] = sum;
+    for (int64_t step = 0; sum > 0 && step < steps; step++) {
+        double x = sum * kna__uniform(p->options.seed, stream_of(head, column), (uint64_t)step);
+        to[query_at(running, p->m, x) * p->dv]++;
+    }
+}
+
+static void add_columns(void *argument, int64_t row, int worker)
+{
+    const kna__chain_plan *plan = argument;
+    int64_t dv = plan->b->problem.dv;
+    (void)worker;
+    plan->draws[row] = 0;
+    for (int64_t column = 0; column < dv; column++) {
+        plan->draws[row] += plan->steps[row * dv + column];
+    }
+}
+
+typedef struct signed_job {
+    const kna__chain_plan *plan;
+    const kna__lists *lists;
+    kna__lists_block block;
+} signed_job;
+
+/* The draws of a row are its columns' in turn. */
+static void add_signed_row(const signed_job *job, int64_t head, int64_t query)
+{
+    const kna__chain_plan *plan = job->plan;
+    const kna__problem *p = &plan->b->problem;
+    int64_t row = (head - job->block.kv_head * p->g) * job->block.queries + query - job->block.query,
+            entry = job->lists->first[row];
+    double steps = (double)p->options.samples * (double)p->m;
+    float dout[KNA_MAX_DIM];
+    if (!job->lists->count[row]) { /* it sees nothing */
         return;
     }
-    kna__queries_read(p, q, kv_head, query * p->g + head % p->g, 1);
-    p->kernels->widen[b->dout.type](dout, (size_t)p->dv, kna__span_at(&b->dout, head, query), 1, (size_t)p->dv);
-    p->kernels->dot_at[p->v.type](weights, 0, dout, 0, 1, kna__span_at(&p->v, kv_head, 0), keys, (size_t)s, (size_t)p->dv);
-    double mean = 0;
-    for (int64_t i = 0; i < s; i++) {
-        mean += (double)weights[i] / (double)s;
-    }
-    for (int64_t i = 0; i < s; i++) {
-        weights[i] = (float)(((double)weights[i] - mean) / (double)(s - 1));
-    }
-    for (int64_t i = 0; i < s; i++) {
-        float *dk = kna__gradient_at(&b->dk, kv_head, keys[i]), *dv = kna__gradient_at(&b->dv, kv_head, keys[i]);
-        if (dk) {
-            p->kernels->axpy(dk, weights[i], q, (size_t)p->d);
-        }
-        if (dv) {
-            p->kernels->axpy(dv, 1 / (float)s, dout, (size_t)p->dv);
-        }
-    }
-    if (b->dq.data) {
-        p->kernels->scale(weights, p->scale, (size_t)s);
-        p->kernels->mix_at[p->k.type](kna__gradient_at(&b->dq, head, query), 0, weights, 0, 1, kna__span_at(&p->k, kv_head, 0),
-                                      keys, (size_t)s, (size_t)p->d);
-    }
-}
-
-static void add_head(void *argument, int64_t kv_head, int worker)
-{
-    const chain_job *job = argument;
-    const kna__problem *p = &job->b->problem;
-    for (int64_t query = job->query; query < job->query + job->queries; query++) {
-        for (int64_t head = kv_head * p->g; head < (kv_head + 1) * p->g; head++) {
-            add_row(job, head, query, job->rooms + worker * p->options.samples);
+    read_row(&plan->b->dout, p, head, query, dout);
+    for (int64_t column = 0; column < p->dv; column++) {
+        float each = (float)copysign(plan->sums[head * p->dv + column] / steps, (double)dout[column]);
+        for (int32_t i = 0; i < plan->steps[(head * p->m + query) * p->dv + column]; i++) {
+            kna__gradient_at(&plan->b->dv, head / p->g, job->lists->keys[entry++])[column] += each;
         }
     }
 }
 
-static size_t cut_job(chain_job *job, char *base)
+static void add_signed(void *argument, int64_t task, int worker)
 {
-    const kna__problem *p = &job->b->problem;
-    kna__cutter cutter = { base, 0 };
-    size_t rows = (size_t)(p->h * (p->m < BLOCK ? p->m : BLOCK)), samples = (size_t)p->options.samples;
-    job->draws = kna__cut(&cutter, kna__size_product(rows, samples), sizeof(int32_t));
-    job->out = kna__cut(&cutter, kna__size_product(rows, (size_t)p->dv), sizeof(float));
-    job->rooms = kna__cut(&cutter, kna__size_product((size_t)p->context->threads, samples), sizeof(float));
-    return cutter.used;
+    const signed_job *job = argument;
+    int64_t g = job->plan->b->problem.g, kv_head = job->block.kv_head + task;
+    (void)worker;
+    for (int64_t query = job->block.query; query < job->block.query + job->block.queries; query++) {
+        for (int64_t head = kv_head * g; head < (kv_head + 1) * g; head++) {
+            add_signed_row(job, head, query);
+        }
+    }
 }
 
-static int run_blocks(chain_job *job)
+void kna__chain_add_signed(const kna__chain_plan *plan, const kna__lists *lists, kna__lists_block block)
 {
-    const kna__problem *p = &job->b->problem;
-    for (job->query = 0; job->query < p->m; job->query += BLOCK) {
-        job->queries = p->m - job->query < BLOCK ? p->m - job->query : BLOCK;
-        KNA_TRY(draw(job));
-        kna__parallel_for(p->context->threads, p->h_kv, add_head, job);
+    signed_job job = { plan, lists, block };
+    if (plan->b->dv.data) {
+        kna__parallel_for(plan->b->problem.context->threads, block.kv_heads, add_signed, &job);
     }
-    return KNA_OK;
 }
 
-/* One index for all blocks, unless the caller has one. */
-int kna__backward_chain(kna__backward *b)
+/* ---- both */
+
+void kna__chain_draw(kna__chain_plan *plan)
 {
-    const kna__problem *p = &b->problem;
-    chain_job job = { .b = b };
-    kna_index *own = NULL;
-    size_t bytes = cut_job(&job, NULL);
-    char *held = kna__allocate(&p->context->heap, bytes);
-    if (!held) {
-        return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of draws", bytes);
+    const kna__problem *p = &plan->b->problem;
+    int threads = p->context->threads;
+    if (p->options.chain == KNA_CHAIN_JOINT) {
+        kna__parallel_for(threads, p->h, draw_joint, plan);
+    } else if (p->options.chain == KNA_CHAIN_SIGNED) {
+        kna__parallel_for(threads, p->h * p->dv, draw_signed, plan);
+        kna__parallel_for(threads, p->h * p->m, add_columns, plan);
     }
-    cut_job(&job, held);
-    int status = KNA_OK;
-    if (!p->options.index) {
-        status = kna_index_new(p->context, &own, KNA_TOPK, p->h_kv, p->d, p->dv);
-        status = status == KNA_OK ? kna_index_update(p->context, own, &p->k, &p->v, 0, p->n) : status;
-        b->problem.options.index = own;
-    }
-    status = status == KNA_OK ? run_blocks(&job) : status;
-    kna_index_free(own);
-    kna__release(&p->context->heap, held, bytes);
-    return status;
 }

@@ -137,6 +137,9 @@ double kna__cells_read(const nearest_row *row);
  */
 double kna__cells_radius(const nearest_row *row, const double *out, double head, const double *known, int64_t loose, double bound);
 
+/* How far the scanned logit of a key may be from the true one. */
+float kna__scan_error(const nearest_row *row, int32_t key);
+
 int kna__attend_nearest(const kna__problem *problem, const kna_index *index, kna_report *report);
 
 #endif

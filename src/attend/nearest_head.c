@@ -43,6 +43,20 @@ static int32_t key_at(const scanned *of, int64_t place)
     return of->keys ? of->keys[place] : (int32_t)(of->first + place);
 }
 
+/* What a scanned logit may be off by is this times the largest step of the key's int8, and rounding. */
+static float scan_slack(const nearest_row *row)
+{
+    const nearest_job *job = row->job;
+    int64_t at = (row->kv_head * job->tile + (row->query - job->query)) * job->problem->g + row->head % job->problem->g;
+    return 0.51f * row->q_l1 + 128.0f * job->q_lost[at];
+}
+
+float kna__scan_error(const nearest_row *row, int32_t key)
+{
+    float step = kna__index_scales(row->job->index, row->kv_head, 0)[key];
+    return scan_slack(row) * step + 1e-5f * fabsf(row->s[key]);
+}
+
 /* Places of keys that could be among the k nearest, as keys, into room->found. Returns how many. */
 static int64_t list_candidates(nearest_row *row, const scanned *of, int64_t k)
 {
@@ -50,8 +64,7 @@ static int64_t list_candidates(nearest_row *row, const scanned *of, int64_t k)
     const kna__kernels *kernels = job->problem->kernels;
     nearest_room *room = &row->room;
     const float *scales = kna__index_scales(job->index, row->kv_head, 0);
-    int64_t q_at = (row->kv_head * job->tile + (row->query - job->query)) * job->problem->g + row->head % job->problem->g;
-    float beta = 0.51f * row->q_l1 + 128.0f * job->q_lost[q_at], kth = INFINITY, sure = -INFINITY, floor_of = -FLT_MAX;
+    float beta = scan_slack(row), kth = INFINITY, sure = -INFINITY, floor_of = -FLT_MAX;
     if (k < of->seen) {
         kna__topk(kernels, room->found, of->s, (size_t)of->count, (size_t)k, room->found_scratch, room->topk_scratch);
         for (int64_t i = 0; i < k; i++) {

@@ -176,6 +176,9 @@ void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
     const kna__problem *p = row->job->problem;
     memset(stats, 0, sizeof *stats);
     stats->error_est = stats->audit_error = stats->radius = -1;
+    if (p->lists && !kna__list_has_room(row)) {
+        return;
+    }
     see(row);
     if (p->options.certificate != KNA_CERTIFICATE_ASYMPTOTIC) {
         find_largest_value(row);
@@ -184,7 +187,12 @@ void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
     if (row->seen > p->options.k_near) {
         find_head(row);
     }
-    if (row->seen <= p->options.k_near || row->listed == row->seen) {
+    bool is_all = row->seen <= p->options.k_near || row->listed == row->seen;
+    if (p->lists && (is_all || p->options.method != KNA_UNIFORM)) {
+        kna__list_row(row, is_all);
+        return;
+    }
+    if (is_all) {
         attend_exact(row, stats);
         kna__sampled_exact(row);
         return;

@@ -134,7 +134,7 @@ static int check_options(kna_context *context, const kna_attend_options *o)
     if (o->method < 0 || o->method >= KNA_METHOD_COUNT) {
         return KNA_FAIL(context, KNA_EINVAL,
                         "method: %d is none of exact, topk, knn, uniform, gumbel, rejection, mom, stratified, "
-                        "centroid, control, window, linformer, nystrom, performer",
+                        "centroid, control, window, linformer, nystrom, performer, lsh",
                         o->method);
     }
     if (!isfinite(o->scale)) {
@@ -172,6 +172,18 @@ static int check_options(kna_context *context, const kna_attend_options *o)
         return KNA_FAIL(context, KNA_EINVAL, "draws: %s draws no keys", kna_method_name(o->method));
     }
     KNA_TRY(check_head(context, o));
+    if (o->hash_bits < 0 || o->hash_bits > KNA_MAX_HASH_BITS || o->hash_tables < 0 || o->hash_tables == 1 ||
+        o->hash_tables > KNA_MAX_RANK / (o->hash_bits ? o->hash_bits : 10)) {
+        return KNA_FAIL(context, KNA_ELIMIT,
+                        "hashes: %lld tables of %lld bits: at least 2 tables, of at most %d bits, %d bits in all",
+                        LL(o->hash_tables), LL(o->hash_bits), KNA_MAX_HASH_BITS, KNA_MAX_RANK);
+    }
+    if (o->chain < 0 || o->chain >= KNA_CHAIN_COUNT) {
+        return KNA_FAIL(context, KNA_EINVAL, "chain: %d is none of rows, joint, signed, tail", o->chain);
+    }
+    if (o->chain && o->method != KNA_GUMBEL && o->method != KNA_REJECTION) {
+        return KNA_FAIL(context, KNA_EINVAL, "chain: %s has no gradients by keys drawn", kna_method_name(o->method));
+    }
     if (is_bad(o->audit, 0) || o->audit > 1) {
         return KNA_FAIL(context, KNA_EINVAL, "audit: %g is outside [0, 1]", (double)o->audit);
     }
@@ -303,6 +315,8 @@ static void fill_defaults(kna__problem *p)
     p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
     o->k_near = at_most(o->k_near ? o->k_near : 384, KNA_MAX_ROWS);
     o->samples = at_most(o->samples ? o->samples : o->k_near, KNA_MAX_ROWS);
+    o->hash_bits = o->hash_bits ? o->hash_bits : 10;
+    o->hash_tables = o->hash_tables ? o->hash_tables : 150;
     o->groups = o->groups ? o->groups : (int64_t)ceil(8 * log(1 / (o->delta > 0 ? (double)o->delta : 0.05)));
     o->groups = at_most(o->groups, o->samples);
     o->near_sinks = o->near_sinks ? at_most(o->near_sinks < 0 ? 0 : o->near_sinks, KNA_MAX_ROWS) : 4;

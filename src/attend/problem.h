@@ -25,6 +25,7 @@ typedef struct kna__problem {
     int64_t h, h_kv, g, m, n, d, dv;
     int64_t shift; /* position of query i = i + shift */
     float scale;
+    const struct kna__lists *lists; /* for gradients: where keys go in place of outputs (lists.h); NULL: there are outputs */
 } kna__problem;
 
 /* problem.c - check the operands and fill the problem; messages go to the context. */
@@ -136,6 +137,9 @@ static inline bool kna__is_audited(const kna__problem *p, int64_t head, int64_t 
     const kna_attend_options *o = &p->options;
     return o->audit > 0 && kna__uniform(o->seed, (uint64_t)head, (uint64_t)query) < (double)o->audit;
 }
+
+/* attend.c - KNA_ESTALE unless the index is one for this problem. */
+int kna__check_index(const kna__problem *problem, const kna_index *index);
 
 /* The methods. */
 int kna__attend_decode(const kna__problem *problem);  /* exact, few queries */

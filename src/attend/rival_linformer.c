@@ -35,16 +35,21 @@ static linformer_room cut_room(const linformer_job *job, char *base, size_t *byt
     return room;
 }
 
-/* Rows of one KV head to `rank` rows. */
-static void project(const linformer_job *job, const kna_rows *rows, int64_t head, const float *by, linformer_room *room, float *to)
+int64_t kna__linformer_rank(const kna__problem *p)
 {
-    const kna__problem *p = job->problem;
-    kna__rival_widen(p, rows, head, 0, p->n, room->x);
+    int64_t rank = p->options.rank ? p->options.rank : 256;
+    return rank < p->n || p->options.project_k ? rank : p->n;
+}
+
+void kna__linformer_project(const kna__problem *p, const kna_rows *rows, int64_t head, const float *by, float *x, float *to,
+                            float *counts)
+{
+    size_t rank = (size_t)kna__linformer_rank(p), dim = (size_t)rows->dim;
+    kna__rival_widen(p, rows, head, 0, p->n, x);
     if (by) {
-        p->kernels->gemm(to, (size_t)rows->dim, by, (size_t)p->n, room->x, (size_t)rows->dim, (size_t)job->rank, (size_t)rows->dim,
-                         (size_t)p->n, false);
+        p->kernels->gemm(to, dim, by, (size_t)p->n, x, dim, rank, dim, (size_t)p->n, false);
     } else {
-        kna__rival_means(p->kernels, room->x, p->n, rows->dim, job->rank, to, room->log_count);
+        kna__rival_means(p->kernels, x, p->n, rows->dim, (int64_t)rank, to, counts);
     }
 }
 
@@ -70,8 +75,8 @@ static void attend_head(void *argument, int64_t kv_head, int worker)
     size_t unused;
     linformer_room room = cut_room(job, job->rooms + (size_t)worker * job->room_bytes, &unused);
     memset(room.log_count, 0, (size_t)job->rank * sizeof(float));
-    project(job, &p->v, kv_head, p->options.project_v, &room, room.values);
-    project(job, &p->k, kv_head, p->options.project_k, &room, room.keys);
+    kna__linformer_project(p, &p->v, kv_head, p->options.project_v, room.x, room.values, room.log_count);
+    kna__linformer_project(p, &p->k, kv_head, p->options.project_k, room.x, room.keys, room.log_count);
     for (int64_t i = 0; i < job->rank; i++) {
         room.log_count[i] = p->options.project_k ? 0 : logf(room.log_count[i]);
     }
@@ -82,8 +87,7 @@ static void attend_head(void *argument, int64_t kv_head, int worker)
 
 int kna__attend_linformer(const kna__problem *p)
 {
-    linformer_job job = { p, p->options.rank ? p->options.rank : 256, NULL, 0 };
-    job.rank = job.rank < p->n || p->options.project_k ? job.rank : p->n;
+    linformer_job job = { p, kna__linformer_rank(p), NULL, 0 };
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));
     if (!job.rooms) {

@@ -5,8 +5,6 @@
  */
 #include "rivals.h"
 
-enum { STEPS = 6 };
-
 typedef struct nystrom_job {
     const kna__problem *problem;
     int64_t rank;
@@ -20,7 +18,7 @@ typedef struct nystrom_room {
     float *landmark_q, *landmark_k, *turned_k; /* (L, d), (L, d), (d, L) */
     float *weights;                            /* (max(m, n) or L, L) in either order */
     float *mixed, *solved;                     /* (L, dv) */
-    double *a, *z, *t, *u, *other;             /* (L, L) */
+    double *a, *z, *steps;                     /* (L, L), and three of that */
 } nystrom_room;
 
 static int64_t larger(int64_t a, int64_t b)
@@ -44,16 +42,14 @@ static nystrom_room cut_room(const nystrom_job *job, char *base, size_t *bytes)
     room.mixed = kna__cut(&cutter, rank * dv, sizeof(float));
     room.solved = kna__cut(&cutter, rank * dv, sizeof(float));
     room.a = kna__cut(&cutter, rank * rank, sizeof(double));
-    room.other = kna__cut(&cutter, rank * rank, sizeof(double));
     room.z = kna__cut(&cutter, rank * rank, sizeof(double));
-    room.t = kna__cut(&cutter, rank * rank, sizeof(double));
-    room.u = kna__cut(&cutter, rank * rank, sizeof(double));
+    room.steps = kna__cut(&cutter, 3 * rank * rank, sizeof(double));
     *bytes = cutter.used;
     return room;
 }
 
 /* softmax of each of `rows` rows of `count` numbers. */
-static void soften_rows(const kna__problem *p, float *x, int64_t rows, int64_t count)
+void kna__nystrom_soften(const kna__problem *p, float *x, int64_t rows, int64_t count)
 {
     for (int64_t r = 0; r < rows; r++) {
         kna__state state = kna__soften(p->kernels, x + r * count, count);
@@ -84,38 +80,38 @@ static void complement(double *x, double c, int64_t n)
     }
 }
 
-/* A start that makes the iteration converge: the transpose over the largest sums of rows and of columns. */
-static void begin_inverse(nystrom_room *room, int64_t n)
+/* One that makes the iteration converge: the transpose over the largest sums of rows and of columns. */
+void kna__nystrom_guess(const double *a, double *z, int64_t n)
 {
     double rows = 0, columns = 0;
     for (int64_t i = 0; i < n; i++) {
         double row = 0, column = 0;
         for (int64_t j = 0; j < n; j++) {
-            row += fabs(room->a[i * n + j]);
-            column += fabs(room->a[j * n + i]);
+            row += fabs(a[i * n + j]);
+            column += fabs(a[j * n + i]);
         }
         rows = fmax(rows, row);
         columns = fmax(columns, column);
     }
     for (int64_t i = 0; i < n * n; i++) {
-        room->z[i] = room->a[i % n * n + i / n] / (rows * columns);
+        z[i] = a[i % n * n + i / n] / rows / columns;
     }
 }
 
-/* z <- z (13 I - az (15 I - az (7 I - az))) / 4 */
-static void improve_inverse(nystrom_room *room, int64_t n)
+/* z (13 I - az (15 I - az (7 I - az))) / 4 */
+void kna__nystrom_improve(const double *a, const double *z, double *better, double *room, int64_t n)
 {
-    double *az = room->t, *u = room->u, *other = room->other;
-    multiply(az, room->a, room->z, n);
+    double *az = room, *u = az + n * n, *other = u + n * n;
+    multiply(az, a, z, n);
     memcpy(u, az, (size_t)(n * n) * sizeof *u);
     complement(u, 7, n);
     multiply(other, az, u, n);
     complement(other, 15, n);
     multiply(u, az, other, n);
     complement(u, 13, n);
-    multiply(other, room->z, u, n);
+    multiply(other, z, u, n);
     for (int64_t i = 0; i < n * n; i++) {
-        room->z[i] = other[i] / 4;
+        better[i] = other[i] / 4;
     }
 }
 
@@ -124,13 +120,13 @@ static void invert(const kna__problem *p, nystrom_room *room, int64_t n)
     float *a = room->weights;
     size_t d = (size_t)p->d, rank = (size_t)n;
     p->kernels->gemm(a, rank, room->landmark_q, d, room->turned_k, rank, rank, rank, d, false);
-    soften_rows(p, a, n, n);
+    kna__nystrom_soften(p, a, n, n);
     for (int64_t i = 0; i < n * n; i++) {
         room->a[i] = (double)a[i];
     }
-    begin_inverse(room, n);
-    for (int step = 0; step < STEPS; step++) {
-        improve_inverse(room, n);
+    kna__nystrom_guess(room->a, room->z, n);
+    for (int step = 0; step < KNA_NYSTROM_STEPS; step++) {
+        kna__nystrom_improve(room->a, room->z, room->z, room->steps, n);
     }
 }
 
@@ -144,7 +140,7 @@ static void mix_values(const kna__problem *p, nystrom_room *room, int64_t rank)
               values = { (const char *)room->v, dv * sizeof(float), NULL };
     memset(room->mixed, 0, landmarks * dv * sizeof *room->mixed);
     p->kernels->dot[KNA_F32](room->weights, n, room->landmark_q, d, landmarks, keys, n, d);
-    soften_rows(p, room->weights, rank, p->n);
+    kna__nystrom_soften(p, room->weights, rank, p->n);
     p->kernels->mix[KNA_F32](room->mixed, dv, room->weights, n, landmarks, values, n, dv);
 }
 
@@ -165,7 +161,7 @@ static void write_rows(const kna__problem *p, nystrom_room *room, int64_t head, 
 {
     size_t d = (size_t)p->d, dv = (size_t)p->dv;
     p->kernels->gemm(room->weights, (size_t)rank, room->q, d, room->turned_k, (size_t)rank, (size_t)p->m, (size_t)rank, d, false);
-    soften_rows(p, room->weights, p->m, rank);
+    kna__nystrom_soften(p, room->weights, p->m, rank);
     for (int64_t query = 0; query < p->m; query++) {
         p->kernels->gemm(kna__out_at(p, head, query), dv, room->weights + query * rank, (size_t)rank, room->solved, dv, 1, dv,
                          (size_t)rank, false);
@@ -195,11 +191,16 @@ static void attend_head(void *argument, int64_t head, int worker)
     write_rows(p, &room, head, rank);
 }
 
+int64_t kna__nystrom_rank(const kna__problem *p)
+{
+    int64_t rank = p->options.rank ? p->options.rank : 64;
+    rank = rank < p->n ? rank : p->n;
+    return rank < p->m ? rank : p->m;
+}
+
 int kna__attend_nystrom(const kna__problem *p)
 {
-    nystrom_job job = { p, p->options.rank ? p->options.rank : 64, NULL, 0 };
-    job.rank = job.rank < p->n ? job.rank : p->n;
-    job.rank = job.rank < p->m ? job.rank : p->m;
+    nystrom_job job = { p, kna__nystrom_rank(p), NULL, 0 };
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));
     if (!job.rooms) {

@@ -54,20 +54,13 @@ static performer_room cut_room(const performer_job *job, char *base, size_t *byt
 
 /* ---- features */
 
-static double normal(const kna__problem *p, uint64_t row, uint64_t column)
-{
-    double u = kna__uniform(p->options.seed, row, 2 * column), v = kna__uniform(p->options.seed, row, 2 * column + 1);
-    return sqrt(-2 * log(u)) * cos(2 * acos(-1) * v);
-}
-
 /* A row of W: Gaussian, made orthogonal to the `before` rows before it, as long as another Gaussian row is. */
-static void draw_row(const performer_job *job, int64_t row, int64_t before, double *w)
+static void draw_row(const kna__problem *p, int64_t row, int64_t before, double *w)
 {
-    const kna__problem *p = job->problem;
     double length = 0, norm = 0;
     for (int64_t c = 0; c < p->d; c++) {
-        double other = normal(p, (uint64_t)(2 * row + 1), (uint64_t)c);
-        w[c] = normal(p, (uint64_t)(2 * row), (uint64_t)c);
+        double other = kna__rival_normal(p, (uint64_t)(2 * row + 1), (uint64_t)c);
+        w[c] = kna__rival_normal(p, (uint64_t)(2 * row), (uint64_t)c);
         length += other * other;
     }
     for (int64_t b = 1; b <= before; b++) {
@@ -89,27 +82,30 @@ static void draw_row(const performer_job *job, int64_t row, int64_t before, doub
     }
 }
 
-static void draw_features(const performer_job *job, double *w)
+int64_t kna__performer_rank(const kna__problem *p)
 {
-    const kna__problem *p = job->problem;
-    for (int64_t row = 0; row < job->rank; row++) {
-        draw_row(job, row, row % p->d, w + row * p->d);
+    return p->options.rank ? p->options.rank : 256;
+}
+
+void kna__performer_draw(const kna__problem *p, double *rows, float *turned)
+{
+    int64_t rank = kna__performer_rank(p);
+    for (int64_t row = 0; row < rank; row++) {
+        draw_row(p, row, row % p->d, rows + row * p->d);
         for (int64_t c = 0; c < p->d; c++) {
-            job->turned[c * job->rank + row] = (float)w[row * p->d + c];
+            turned[c * rank + row] = (float)rows[row * p->d + c];
         }
     }
 }
 
-/* W x - |x|^2 / 2 of n rows. */
-static void exponents(const performer_job *job, const float *x, int64_t n, float *out)
+void kna__performer_exponents(const kna__problem *p, const float *turned, const float *x, int64_t n, float *out)
 {
-    const kna__problem *p = job->problem;
-    size_t rank = (size_t)job->rank, d = (size_t)p->d;
-    p->kernels->gemm(out, rank, x, d, job->turned, rank, (size_t)n, rank, d, false);
+    size_t rank = (size_t)kna__performer_rank(p), d = (size_t)p->d;
+    p->kernels->gemm(out, rank, x, d, turned, rank, (size_t)n, rank, d, false);
     for (int64_t i = 0; i < n; i++) {
         float half = kna__square(p->kernels, x + i * p->d, p->d) / 2;
-        for (int64_t f = 0; f < job->rank; f++) {
-            out[i * job->rank + f] -= half;
+        for (size_t f = 0; f < rank; f++) {
+            out[(size_t)i * rank + f] -= half;
         }
     }
 }
@@ -123,7 +119,7 @@ static void read_keys(const performer_job *job, performer_room *room, int64_t kv
     kna__rival_widen(p, &p->k, kv_head, first, count, room->k);
     kna__rival_widen(p, &p->v, kv_head, first, count, room->v);
     p->kernels->scale(room->k, sqrtf(p->scale), (size_t)(count * p->d));
-    exponents(job, room->k, count, room->key_features);
+    kna__performer_exponents(p, job->turned, room->k, count, room->key_features);
     float largest = fmaxf(room->largest, p->kernels->max(room->key_features, numbers));
     if (largest > room->largest) {
         float shrink = room->largest == -INFINITY ? 0 : expf(room->largest - largest);
@@ -158,7 +154,7 @@ static void attend_queries(const performer_job *job, performer_room *room, int64
         p->kernels->widen[p->q.type](room->q + i * p->d, (size_t)p->d, kna__span_at(&p->q, head, query + i), 1, (size_t)p->d);
     }
     p->kernels->scale(room->q, sqrtf(p->scale), (size_t)(count * p->d));
-    exponents(job, room->q, count, room->features);
+    kna__performer_exponents(p, job->turned, room->q, count, room->features);
     for (int64_t i = 0; i < count; i++) {
         top[i] = p->kernels->max(room->features + i * job->rank, rank);
         p->kernels->exp_sum(room->features + i * job->rank, top[i], rank);
@@ -224,7 +220,7 @@ static void attend_head(void *argument, int64_t kv_head, int worker)
 
 int kna__attend_performer(const kna__problem *p)
 {
-    performer_job job = { p, p->options.rank ? p->options.rank : 256, NULL, NULL, 0 };
+    performer_job job = { p, kna__performer_rank(p), NULL, NULL, 0 };
     size_t features = kna__size_product((size_t)job.rank, (size_t)p->d);
     cut_room(&job, NULL, &job.room_bytes);
     kna__cutter cutter = { NULL, 0 };
@@ -239,7 +235,7 @@ int kna__attend_performer(const kna__problem *p)
                 return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of scratch", cutter.used);
             }
         } else {
-            draw_features(&job, rows);
+            kna__performer_draw(p, rows, job.turned);
         }
     }
     kna__parallel_for(p->context->threads, p->h_kv, attend_head, &job);

@@ -13,7 +13,7 @@ static const char *option_in_the_way(const kna__problem *p)
     if (o->index) return "index";
     if (o->eps > 0) return "eps";
     if (o->audit > 0) return "audit";
-    if (o->causal && o->method != KNA_PERFORMER && !is_window) return "causal";
+    if (o->causal && o->method != KNA_PERFORMER && o->method != KNA_LSH && !is_window) return "causal";
     if (o->softcap > 0 && !is_window) return "softcap";
     if (o->sinks && !is_window) return "sinks";
     if (o->method == KNA_PERFORMER && !(p->scale > 0)) return "scale below 0";
@@ -34,6 +34,12 @@ int kna__rival_check(const kna__problem *p)
         return KNA_FAIL(p->context, KNA_EINVAL, "projection: keys and values need one each");
     }
     return KNA_OK;
+}
+
+double kna__rival_normal(const kna__problem *p, uint64_t stream, uint64_t column)
+{
+    double u = kna__uniform(p->options.seed, stream, 2 * column), v = kna__uniform(p->options.seed, stream, 2 * column + 1);
+    return sqrt(-2 * log(u)) * cos(2 * acos(-1) * v);
 }
 
 void kna__rival_widen(const kna__problem *p, const kna_rows *rows, int64_t head, int64_t first, int64_t count, float *out)

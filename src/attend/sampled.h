@@ -72,7 +72,10 @@ typedef struct kna__stratum {
 /* sampled_tail.c - a row by its head and a uniform sample of the tail. */
 void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s);
 
-/* sampled_row.c - a row whose k nearest keys have been found. */
+/* sampled_row.c - a row whose k nearest keys have been found; the head's logits become weights. */
+kna__sampler kna__sampler_of(nearest_row *row);
+/* Keys drawn by the softmax; returns the sum of it that the draws tell. */
+double kna__draw_keys(kna__sampler *s, int64_t count, int32_t *drawn);
 void kna__sampled_attend(nearest_row *row, kna__row_stats *stats);
 /* sampled_strata.c - likewise: stratified, centroid, control. */
 void kna__strata_attend(nearest_row *row, kna__row_stats *stats, kna__sampler *s);
@@ -85,7 +88,16 @@ double kna__head_values(const nearest_row *row, double *known);
 void kna__sampled_write(nearest_row *row, const kna__sampler *s, double sum, const double *out);
 /* A radius, or |out| and the largest |v| together where that is less: the truth is a mean of values. */
 double kna__radius_trivial(const nearest_row *row, const double *out, double radius);
-/* All the row's keys are its head: nothing is estimated, and keys are drawn if that is asked for. */
+/* The head is all that the row sees: lists it, unless it is on the list already, and computes its logits. */
+void kna__sampled_list_all(nearest_row *row);
+/* Likewise: nothing is estimated, and keys are drawn if that is asked for. */
 void kna__sampled_exact(nearest_row *row);
+
+/* sampled_list.c - the row as a list for gradients; is_all: its head is all it sees. Uniform samples: below. */
+void kna__list_row(nearest_row *row, bool is_all);
+bool kna__list_has_room(const nearest_row *row);
+/* The tail's first entries, the pilot, stand for themselves, samples of strata for these. sum: that of the softmax. */
+void kna__list_sample(nearest_row *row, kna__sampler *s, double sum, const kna__moments *pilot, const kna__stratum *strata,
+                      int64_t count);
 
 #endif

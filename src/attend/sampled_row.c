@@ -50,7 +50,7 @@ static void list_cells(nearest_row *row, kna__sampler *s)
     }
 }
 
-static kna__sampler sampler_of(nearest_row *row)
+kna__sampler kna__sampler_of(nearest_row *row)
 {
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
@@ -115,7 +115,7 @@ static void median_of_means(const nearest_row *row, const int32_t *keys, int64_t
  * Draws keys into room->drawn; returns the sum of the softmax that the draws tell: maxima are Gumbel about its logarithm, so
  * exp(-level) is exponential with that rate; and one try in so many is accepted as it is of the envelope. Both are unbiased.
  */
-static double draw_keys(kna__sampler *s, int64_t count, int32_t *drawn)
+double kna__draw_keys(kna__sampler *s, int64_t count, int32_t *drawn)
 {
     const kna__problem *p = s->row->job->problem;
     bool by_rejection = p->options.method == KNA_REJECTION;
@@ -164,7 +164,7 @@ static void attend_by_draws(nearest_row *row, kna__row_stats *stats, kna__sample
     const kna__problem *p = row->job->problem;
     nearest_room *room = &row->room;
     int64_t count = p->options.samples;
-    double sum = draw_keys(s, count, room->drawn), *out = room->doubles;
+    double sum = kna__draw_keys(s, count, room->drawn), *out = room->doubles;
     keep_draws(row, room->drawn);
     if (p->options.method == KNA_MOM) {
         median_of_means(row, room->drawn, count, room->values);
@@ -183,7 +183,7 @@ static void attend_by_draws(nearest_row *row, kna__row_stats *stats, kna__sample
 void kna__sampled_attend(nearest_row *row, kna__row_stats *stats)
 {
     const kna__problem *p = row->job->problem;
-    kna__sampler s = sampler_of(row);
+    kna__sampler s = kna__sampler_of(row);
     if (p->options.method == KNA_UNIFORM) {
         kna__sampled_tail(row, stats, &s);
     } else if (p->options.method >= KNA_STRATIFIED) {
@@ -196,17 +196,28 @@ void kna__sampled_attend(nearest_row *row, kna__row_stats *stats)
     stats->stale = row->stale;
 }
 
-void kna__sampled_exact(nearest_row *row)
+void kna__sampled_list_all(nearest_row *row)
 {
     const kna__problem *p = row->job->problem;
     int64_t first = row->first_block * KNA_BLOCK, count = (row->end_block - row->first_block) * KNA_BLOCK;
     nearest_room *room = &row->room;
+    if (!row->listed) { /* else landmarks and what is in no cell are no longer in row->s */
+        row->listed = (int64_t)p->kernels->select(room->ids, row->s + first, (size_t)count, -FLT_MAX, (int32_t)first);
+    }
+    p->kernels->dot_at[p->k.type](room->exact, 0, row->q, 0, 1, kna__span_at(&p->k, row->kv_head, 0), room->ids,
+                                  (size_t)row->listed, (size_t)p->d);
+    kna__logits_finish_at(p, row->head, row->query, room->ids, room->exact, row->listed);
+    row->bound = 0; /* of nothing */
+}
+
+void kna__sampled_exact(nearest_row *row)
+{
+    const kna__problem *p = row->job->problem;
+    nearest_room *room = &row->room;
     if (!p->options.draws) {
         return;
     }
-    if (!row->listed) { /* else all are on the list */
-        row->listed = (int64_t)p->kernels->select(room->ids, row->s + first, (size_t)count, -FLT_MAX, (int32_t)first);
-    }
+    kna__sampled_list_all(row);
     if (!row->listed) {
         for (int64_t i = 0; i < p->options.samples; i++) {
             room->drawn[i] = -1;
@@ -214,11 +225,7 @@ void kna__sampled_exact(nearest_row *row)
         keep_draws(row, room->drawn);
         return;
     }
-    p->kernels->dot_at[p->k.type](room->exact, 0, row->q, 0, 1, kna__span_at(&p->k, row->kv_head, 0), room->ids,
-                                  (size_t)row->listed, (size_t)p->d);
-    kna__logits_finish_at(p, row->head, row->query, room->ids, room->exact, row->listed);
-    row->bound = 0; /* of nothing */
-    kna__sampler s = sampler_of(row);
-    draw_keys(&s, p->options.samples, room->drawn);
+    kna__sampler s = kna__sampler_of(row);
+    kna__draw_keys(&s, p->options.samples, room->drawn);
     keep_draws(row, room->drawn);
 }

@@ -298,6 +298,10 @@ void kna__sampled_tail(nearest_row *row, kna__row_stats *stats, kna__sampler *s)
         take_pilot(&u, pilot);
     }
     sample_enough(&u, p->options.eps > 0 ? pilot : p->options.samples);
+    if (p->lists) {
+        kna__list_sample(row, s, u.sum, &u.pilot, u.strata, u.strata_count);
+        return;
+    }
     stats->tail_mass = (float)fmax(0, 1 - (s->head_sum + sink) / u.sum);
     stats->radius = (float)u.radius;
     stats->exact = s->looked_at == s->rest;

@@ -40,6 +40,37 @@ for options, meaning, with_sinks in (((), {}, False), (("--causal", "--window", 
             require(abs(gradient[place] - wanted) <= 2e-5 * (1 + abs(wanted)), f"{options} {name}{place}: {gradient[place]}, by differences {wanted}")
     require(os.path.exists(path("gradients/dsinks.npy")) == with_sinks, "dsinks.npy")
 
+# Everything looked at: as exact; what is drawn is near; a signed chain has values only.
+def gradients(*options, names=("dq", "dk", "dv")):
+    done = run(*options, out="near")
+    require(done.returncode == 0, f"{options}: {done.stderr}")
+    return {name: np.load(path("near/" + name + ".npy")).astype(np.float64) for name in names}
+
+def distance(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+exact = gradients("--causal")
+for method in ("topk", "uniform"):
+    for name, x in gradients("--causal", "--method", method, "--k-near", n).items():
+        require(distance(x, exact[name]) < 1e-5, f"{method} of everything: {name}")
+    near = gradients("--causal", "--method", method, "--k-near", 25, "--samples", 10)
+    require(1e-4 < distance(near["dv"], exact["dv"]) < 0.5, f"{method}: dv")
+for chain in ("rows", "joint", "tail"):
+    few, many = [gradients("--causal", "--method", "chain", "--chain", chain, "--k-near", 4, "--samples", s) for s in (8, 2048)]
+    for name in exact:
+        require(distance(many[name], exact[name]) < 0.2 < distance(few[name], exact[name]) * 4, f"chain {chain}: {name}: {distance(many[name], exact[name])}")
+for method, options in (("window", ("--causal", "--near-window", n)), ("linformer", ("--rank", n)), ("nystrom", ("--rank", 5)), ("performer", ("--causal",))):
+    near = gradients("--method", method, *options)
+    require(all(np.isfinite(x).all() and x.any() for x in near.values()), f"{method}: not finite")
+    if method in ("window", "linformer"):
+        full = gradients(*options[:1]) if method == "window" else gradients()
+        require(all(distance(gradients("--method", method, *options)[name], full[name]) < 1e-5 for name in full), f"{method} of everything is not exact")
+for name in ("dq", "dk"):
+    os.remove(path("near/" + name + ".npy"))
+walk = gradients("--causal", "--method", "chain", "--chain", "signed", "--samples", 500, names=("dv",))
+require(distance(walk["dv"], exact["dv"]) < 0.2, "chain signed: dv")
+require(not os.path.exists(path("near/dq.npy")), "chain signed wrote dq")
+
 def refused(words, *options, code=2):
     done = run(*options, out="refused")
     require(done.returncode == code and words in done.stderr, f"{words}: exit {done.returncode}: {done.stderr}")
@@ -52,5 +83,7 @@ bad[1, 2, 3] = np.nan
 np.save(path("dout.npy"), bad)
 refused("dout.npy: NaN or infinity at head 1, row 2, column 3")
 np.save(path("dout.npy"), dout)
-finish(80)
+refused("--chain: goes with", "--chain", "tail")
+refused("at least 2 draws", "--method", "chain", "--samples", 1)
+finish(110)
 END
