@@ -868,7 +868,7 @@ static void no_gradients(void)
         c.options.differentiable = methods[i] == KNA_KNN;
         kna_rows out = { c.out.data, KNA_F32, 1, 4, 8, 0, 0, NULL };
         float *dq = case_hold(&c, 4 * 8 * sizeof *dq);
-        kna_gradients gradients = { { dq, 0, 0 }, { NULL, 0, 0 }, { NULL, 0, 0 }, NULL };
+        kna_gradients gradients = { .dq = { dq, 0, 0 } };
         for (int more = 0; more < 2; more++) {
             if (more && methods[i] == KNA_KNN)
                 c.options.diverse = KNA_DIVERSE_QUOTA;
