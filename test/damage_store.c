@@ -37,7 +37,7 @@ static void read_files(void)
         if (e->d_name[0] == '.') continue;
         char path[400];
         struct stat status;
-        snprintf(path, sizeof path, "%s/%s", home, e->d_name);
+        snprintf(path, sizeof path, "%.99s/%.39s", home, e->d_name);
         int fd = open(path, O_RDONLY);
         if (fd < 0 || fstat(fd, &status) != 0 || file_count == MOST_FILES) abort();
         snprintf(files[file_count].name, sizeof files[0].name, "%.39s", e->d_name);
@@ -53,7 +53,7 @@ static void read_files(void)
 static void put_file(const char *name, const unsigned char *bytes, size_t count)
 {
     char path[400];
-    snprintf(path, sizeof path, "%s/%s", spoiled, name);
+    snprintf(path, sizeof path, "%.99s/%.39s", spoiled, name);
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     if (fd < 0 || write(fd, bytes, count) != (ssize_t)count) abort();
     close(fd);
@@ -259,7 +259,7 @@ static void other_files(void)
             put_file(files[f].name, files[f].bytes, files[f].count);
         }
         char path[400];
-        snprintf(path, sizeof path, "%s/%s", spoiled, files[f].name);
+        snprintf(path, sizeof path, "%.99s/%.39s", spoiled, files[f].name);
         if (strcmp(files[f].name, "lock") == 0) continue;
         if (unlink(path) != 0) abort();
         EXPECT_INT(look(0), -1);

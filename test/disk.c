@@ -214,7 +214,7 @@ static void take_file(const char *name)
 {
     char path[256];
     unsigned char buffer[65536];
-    snprintf(path, sizeof path, "%s/%s", disk.folder, name);
+    snprintf(path, sizeof path, "%.120s/%.60s", disk.folder, name);
     int fd = open(path, O_RDONLY), i = new_inode();
     if (fd < 0) abort();
     size_t at = 0;
@@ -304,7 +304,7 @@ void disk_crash(const char *to)
         if (from->flushed.count) overlay(&file, from->flushed.at, from->flushed.count, 0);
         for (size_t w = 0; w < from->count; w++) keep_some(&file, &from->writes[w]);
         char path[256];
-        snprintf(path, sizeof path, "%s/%s", to, names[i].name);
+        snprintf(path, sizeof path, "%.120s/%.60s", to, names[i].name);
         int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
         if (fd < 0 || write(fd, file.at, file.count) != (ssize_t)file.count) abort();
         close(fd);

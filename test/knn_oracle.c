@@ -167,7 +167,8 @@ static void find_clusters(choice *x)
         x->clusters.count = x->groups.count = 0;
         memset(x->clustered, 0, (size_t)o->n * sizeof *x->clustered);
     }
-    x->deep = x->clusters.count > 0 && x->groups.count >= 2 * groups_opened(x);
+    bool codes = !is_tile(x) && by_codes(x, 1) > 1; /* far more clusters are looked into, so that groups gain less */
+    x->deep = x->clusters.count > 0 && x->groups.count >= (codes ? 6 : 2) * groups_opened(x);
 }
 
 /* Of a tile: queries before it that see the first clusters. */

@@ -11,11 +11,16 @@
  *
  * Two groups are opened for each cluster that 2 k keys fill: one in 16 of their clusters. On real heads (32,768 keys, k = 256,
  * decode) that errs by 4.7 % where looking at all clusters errs by 4.2 %; one group for each cluster, 5.4 %.
+ *
+ * That was before codes. With six times as many clusters to choose, what is open holds only two and a half times what is wanted, and that
+ * shows: layers 3 and 20, 32,768 tokens, k = 384, 3.1 % by groups and 1.7 % by all clusters. Looking at all of them takes as long as groups
+ * do up to 65,536 keys (0.37 and 0.37 ms at 32,768, the least of 9 at 65,536 0.30 and 0.30), so groups come in above that, in decoding.
  */
 #include "knn.h"
 
 enum { SHARED_BY_GROUP = 2, SHARED_BY_TILE = 4, CODED = 6 /* by a group */, OWN_BY_HEADS = 2 };
 enum { OPEN_GROUPS = 2 /* per cluster read */, OPEN_LEAST = 32 };
+enum { DEEP = 2, DEEP_BY_CODES = 6 }; /* groups there must be for each that is opened */
 
 int64_t kna__knn_k(const knn_call *call, int64_t kv_head)
 {
@@ -72,7 +77,8 @@ int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows)
 /* Groups are a detour unless most of them stay closed. */
 bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int64_t rows)
 {
-    return plan->groups.size >= 2 * kna__knn_open(k, call, rows);
+    bool by_codes = rows <= call->problem->g && kna__knn_by_codes(call);
+    return plan->groups.size >= (by_codes ? DEEP_BY_CODES : DEEP) * kna__knn_open(k, call, rows);
 }
 
 int64_t kna__knn_most_keys(const knn_call *call, int64_t clusters)
