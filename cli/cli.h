@@ -47,6 +47,7 @@ typedef struct cli_command {
 int kna_cmd_attend(int argc, char **argv);
 int kna_cmd_grad(int argc, char **argv);
 int kna_cmd_fairness(int argc, char **argv);
+int kna_cmd_store(int argc, char **argv); /* hands each word to store_*.c */
 int kna_cmd_bench(int argc, char **argv); /* decode, prefill, attend; hands `heads`, `paper` and `model` to others */
 int kna_cmd_bench_heads(int argc, char **argv);
 int kna_cmd_bench_paper(int argc, char **argv);
@@ -225,10 +226,14 @@ cJSON *cli_json_array(cJSON *parent, const char *name);
 void cli_json_real(cJSON *object, const char *name, double value);
 void cli_json_int(cJSON *object, const char *name, int64_t value);
 void cli_json_text(cJSON *object, const char *name, const char *value); /* NULL: null */
+void cli_json_raw(cJSON *object, const char *name, const char *json);   /* what is JSON already */
 void cli_json_bool(cJSON *object, const char *name, int value);
 
 /* cli_json_report() - the fields of a kna_report, as `kna attend --report` writes them. */
 void cli_json_report(cJSON *object, const kna_report *report);
+
+/* cli_json_line() - write root without a break, with a final newline, then delete it. Returns as cli_json_print(). */
+int cli_json_line(FILE *to, cJSON *root);
 
 /* cli_json_print() - write with a final newline, then delete root. Returns CLI_OK or CLI_FAILED, having printed why. */
 int cli_json_print(FILE *to, cJSON *root);

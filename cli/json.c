@@ -52,6 +52,11 @@ void cli_json_text(cJSON *object, const char *name, const char *value)
     place(object, name, value ? cJSON_CreateString(value) : cJSON_CreateNull(), 0);
 }
 
+void cli_json_raw(cJSON *object, const char *name, const char *json)
+{
+    place(object, name, cJSON_CreateRaw(json), 0);
+}
+
 void cli_json_bool(cJSON *object, const char *name, int value)
 {
     place(object, name, cJSON_CreateBool(value), 0);
@@ -101,13 +106,24 @@ void cli_json_report(cJSON *object, const kna_report *report)
     cli_json_int(object, "scratch_bytes", (int64_t)report->scratch_bytes);
 }
 
-int cli_json_print(FILE *to, cJSON *root)
+static int print(FILE *to, cJSON *root, char *(*as_text)(const cJSON *))
 {
-    char *text = incomplete ? NULL : cJSON_Print(root);
+    char *text = incomplete ? NULL : as_text(root);
     cJSON_Delete(root);
     if (!text) return cli_fail("out of memory while writing JSON");
-    const int good = fputs(text, to) >= 0 && fputc('\n', to) != EOF && fflush(to) == 0;
+    const int good = fputs(text, to) >= 0 && fputc('\n', to) != EOF;
     const int code = good ? CLI_OK : cli_fail("cannot write JSON: %s", strerror(errno));
     cJSON_free(text);
     return code;
+}
+
+int cli_json_line(FILE *to, cJSON *root)
+{
+    return print(to, root, cJSON_PrintUnformatted);
+}
+
+int cli_json_print(FILE *to, cJSON *root)
+{
+    const int code = print(to, root, cJSON_Print);
+    return code != CLI_OK || fflush(to) == 0 ? code : cli_fail("cannot write JSON: %s", strerror(errno));
 }

@@ -96,6 +96,7 @@ static const cli_command commands[] = {
     { "attend", "attention of .npy arrays: exact, topk or knn", kna_cmd_attend },
     { "grad", "gradients of attention of .npy arrays", kna_cmd_grad },
     { "fairness", "what approximate attention does to groups of keys", kna_cmd_fairness },
+    { "store", "documents and their rows, kept in a folder", kna_cmd_store },
     { "generate", "continue a text with a model", kna_cmd_generate },
     { "ppl", "perplexity of a text under a model", kna_cmd_ppl },
     { "eval", "what an attention costs a model's answers, beside full attention", kna_cmd_eval },

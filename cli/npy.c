@@ -247,37 +247,49 @@ static int refuse_length(const npy_array *array, int64_t found)
 }
 
 /* A file with a length is compared before anything is allocated. */
-static int check_length(FILE *file, const npy_array *array)
+static int check_length(FILE *file, int64_t bytes, const npy_array *array)
 {
     struct stat status;
+    if (bytes >= 0) {
+        const int64_t left = bytes - (int64_t)ftello(file);
+        return left == (int64_t)array->data_bytes ? CLI_OK : refuse_length(array, left);
+    }
     if (fstat(fileno(file), &status) != 0) return cannot_read(array->path);
     if (!S_ISREG(status.st_mode)) return CLI_OK;
     const int64_t found = (int64_t)status.st_size - (int64_t)ftello(file);
     return found == (int64_t)array->data_bytes ? CLI_OK : refuse_length(array, found);
 }
 
-static int read_data(FILE *file, npy_array *array)
+static int read_data(FILE *file, int64_t bytes, npy_array *array)
 {
-    const int code = check_length(file, array);
+    const int code = check_length(file, bytes, array);
     if (code != CLI_OK) return code;
     array->data = malloc(array->data_bytes ? array->data_bytes : 1);
     if (!array->data) return cli_fail("%s: out of memory: %zu bytes", array->path, array->data_bytes);
     const size_t found = fread(array->data, 1, array->data_bytes, file);
     if (ferror(file)) return cannot_read(array->path);
     if (found != array->data_bytes) return refuse_length(array, (int64_t)found);
-    return getc(file) == EOF ? CLI_OK : cli_refuse("%s: more bytes follow the data", array->path);
+    if (getc(file) != EOF) return cli_refuse("%s: more bytes follow the data", array->path);
+    return ferror(file) ? cannot_read(array->path) : CLI_OK;
+}
+
+int npy_read_from(npy_array *array, FILE *file, int64_t bytes, const char *path, const npy_want *want)
+{
+    memset(array, 0, sizeof *array);
+    array->path = path;
+    int code = read_header(file, array, want);
+    if (code == CLI_OK) code = read_data(file, bytes, array);
+    if (code != CLI_OK) npy_free(array);
+    return code;
 }
 
 int npy_read(npy_array *array, const char *path, const npy_want *want)
 {
     memset(array, 0, sizeof *array);
-    array->path = path;
     FILE *file = fopen(path, "rb");
     if (!file) return cannot_read(path);
-    int code = read_header(file, array, want);
-    if (code == CLI_OK) code = read_data(file, array);
+    const int code = npy_read_from(array, file, -1, path, want);
     fclose(file);
-    if (code != CLI_OK) npy_free(array);
     return code;
 }
 
@@ -317,9 +329,14 @@ void npy_write(FILE *to, int rank, const int64_t *shape, const float *data)
     npy_write_as(to, KNA_F32, rank, shape, data);
 }
 
+void npy_write_head(FILE *to, int type, int rank, const int64_t *shape)
+{
+    write_header(to, type == KNA_F32 ? "<f4" : type == KNA_BYTES ? "|u1" : "<f2", rank, shape);
+}
+
 void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data)
 {
-    write_header(to, type == KNA_F32 ? "<f4" : "<f2", rank, shape);
+    npy_write_head(to, type, rank, shape);
     fwrite(data, type == KNA_F32 ? 4 : 2, count_numbers(rank, shape), to);
 }
 

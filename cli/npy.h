@@ -31,6 +31,10 @@ typedef struct npy_want {
 /* npy_read() - read a file whole. Returns CLI_OK, or, having printed why, CLI_FAILED (cannot be read, no memory) or CLI_REFUSED. */
 int npy_read(npy_array *array, const char *path, const npy_want *want);
 
+/* npy_read_from() - the same from an open stream, which stays open. bytes: its length, to compare with before anything is allocated; -1: that of
+ * the file behind it, if it has one. */
+int npy_read_from(npy_array *array, FILE *file, int64_t bytes, const char *path, const npy_want *want);
+
 /* npy_free() - free the data. An array of zeros is fine. */
 void npy_free(npy_array *array);
 
@@ -41,7 +45,10 @@ const char *npy_shape(char text[NPY_SHAPE_TEXT], const npy_array *array);
 /* npy_write() - header and float32 numbers. Errors stay in the stream; cli_output_commit() finds them. */
 void npy_write(FILE *to, int rank, const int64_t *shape, const float *data);
 
-/* npy_write_as() - the same for numbers of a type, KNA_F32 or KNA_F16. */
+/* npy_write_head() - the header alone, for numbers of a type: KNA_F32, KNA_F16 or KNA_BYTES (uint8). They must follow. */
+void npy_write_head(FILE *to, int type, int rank, const int64_t *shape);
+
+/* npy_write_as() - header and numbers of a type, KNA_F32 or KNA_F16. */
 void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data);
 
 /* npy_write_ids() - header and the numbers as int64. */

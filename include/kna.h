@@ -811,6 +811,10 @@ KNA_API const char *kna_store_note_text(const kna_store *store, const char *name
  */
 KNA_API KNA_CHECKED int kna_store_rows_of(kna_store *store, int64_t id, int family, kna_store_rows *rows);
 
+/* kna_store_extent() - which rows of a family a document has: the number of the first, and how many (0: none, and *first 0). Nothing is
+ * read. KNA_OK, KNA_ENONE (no such document), KNA_EINVAL (no such family). */
+KNA_API KNA_CHECKED int kna_store_extent(const kna_store *store, int64_t id, int family, int64_t *first, int64_t *rows);
+
 /* kna_store_prefetch() - ask the system to read a document's rows of a family ahead of kna_store_rows_of(). */
 KNA_API void kna_store_prefetch(kna_store *store, int64_t id, int family);
 
@@ -821,6 +825,7 @@ KNA_API KNA_CHECKED int kna_store_owner(const kna_store *store, int family, int6
  * kna_store_verify() - compare everything with its checks: manifest, log, and the rows of all documents (of removed ones too).
  *
  * Out:     *damaged  how many documents have rows that are not as they were written; each is told to `tell` (may be NULL).
+ *                    NULL: manifest and log only, no rows are read.
  * Returns: KNA_OK where nothing is damaged, KNA_EDAMAGED, KNA_EIO.
  */
 KNA_API KNA_CHECKED int kna_store_verify(kna_store *store, int64_t *damaged,

@@ -24,6 +24,8 @@ ca-certificates [ -e /etc/ssl/certs/ca-certificates.crt ]
 libcjson-dev    header cjson/cJSON.h
 librandom123-dev header Random123/philox.h
 libxxhash-dev   header xxhash.h
+libsqlite3-dev  header sqlite3.h
+libzip-dev      header zip.h
 '
 wanted_test='
 python3-numpy   any_python "import numpy"

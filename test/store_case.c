@@ -125,7 +125,10 @@ bool is_document(kna_store *store, kna_context *context, int64_t id, uint32_t nu
     for (int family = 0; family < FAMILIES && same; family++) {
         const kna_rows *want = &f.rows[family].rows;
         kna_store_rows got;
+        int64_t first, rows;
         if (!WELL(context, kna_store_rows_of(store, id, family, &got))) return false;
+        if (!WELL(context, kna_store_extent(store, id, family, &first, &rows))) return false;
+        if (!EXPECT_INT(first, got.first) || !EXPECT_INT(rows, got.rows.rows)) return false;
         size_t bytes = (size_t)(want->rows * want->dim) * (want->type == KNA_F32 ? 4 : want->type == KNA_F16 ? 2 : 1);
         same = EXPECT_INT(got.rows.rows, want->rows) && EXPECT(!bytes || memcmp(got.rows.data, want->data, bytes) == 0);
         if (same && family == CODES && want->rows)

@@ -220,6 +220,25 @@ int kna_store_rows_of(kna_store *s, int64_t id, int family, kna_store_rows *rows
     return KNA_OK;
 }
 
+int kna_store_extent(const kna_store *s, int64_t id, int family, int64_t *first, int64_t *rows)
+{
+    s->context->message[0] = 0;
+    *first = *rows = 0;
+    KNA_TRY(kna__store_status(s));
+    const kna__entry *entry = kna__entry_of(s, id);
+    if (!entry || !is_visible(s, entry)) {
+        return KNA_FAIL(s->context, KNA_ENONE, "store: there is no document %lld", (long long)id);
+    }
+    kna_family of;
+    KNA_TRY(kna_store_family(s, family, &of));
+    const kna__held_part *held = part_of(s, id, family);
+    if (held) {
+        *first = (int64_t)held->part.first_row;
+        *rows = (int64_t)held->part.rows;
+    }
+    return KNA_OK;
+}
+
 void kna_store_prefetch(kna_store *s, int64_t id, int family)
 {
     const kna__held_part *held = s->broken ? NULL : part_of(s, id, family);

@@ -36,22 +36,25 @@ int kna_store_verify(kna_store *s, int64_t *damaged, void (*tell)(void *user, in
 {
     bool one_is_bad;
     kna__slot slot;
-    *damaged = 0;
+    int64_t count = 0;
     s->context->message[0] = 0;
+    if (damaged) {
+        *damaged = 0;
+    }
     KNA_TRY(kna__store_status(s));
     KNA_TRY(kna__slots_read(s->context, &s->manifest, &slot, &one_is_bad));
     KNA_TRY(verify_log(s));
-    for (uint64_t i = 0; i < s->visible; i++) {
+    for (uint64_t i = 0; damaged && i < s->visible; i++) {
         const kna__entry *entry = kna__list_at(&s->entries, i);
         if (verify_entry(s, entry) != KNA_OK) {
-            (*damaged)++;
+            *damaged = ++count;
             if (tell) {
                 tell(user, (int64_t)entry->id, s->context->message);
             }
         }
     }
-    if (*damaged) {
-        return KNA_FAIL(s->context, KNA_EDAMAGED, "store: %lld documents are not as they were written", (long long)*damaged);
+    if (count) {
+        return KNA_FAIL(s->context, KNA_EDAMAGED, "store: %lld documents are not as they were written", (long long)count);
     }
     return one_is_bad ? KNA_FAIL(s->context, KNA_EDAMAGED, "manifest: one of its two slots is not as it was written") : KNA_OK;
 }
