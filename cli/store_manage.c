@@ -125,9 +125,9 @@ static const cli_option json_options[] = {
 
 static int parse(const cli_usage *usage, const cli_option *options, request *r, int argc, char **argv, const char **folder)
 {
-    const cli_group groups[] = { { "Options", options, r }, { NULL, json_options, r }, { NULL, NULL, NULL } };
+    const cli_group groups[] = { { "Options", options ? options : json_options, r }, { NULL, options ? json_options : NULL, r }, { NULL, NULL, NULL } };
     int rest = 0;
-    int code = cli_parse(usage, options ? groups : groups + 1, argc, argv, &rest);
+    int code = cli_parse(usage, groups, argc, argv, &rest);
     if (code == CLI_GO_ON) code = store_operands(usage, argc, argv, rest, 1, 1, "DIR");
     if (code == CLI_GO_ON) *folder = argv[rest];
     return code;

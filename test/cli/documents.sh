@@ -18,7 +18,11 @@ common=$(section "$root/doc/cli.md" '^## What holds for all')
 models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$d')
 : >"$work/all"
 commands=(attend grad fairness 'bench decode' 'bench prefill' 'bench attend' 'bench heads' 'bench paper')
+words=(create add ls rm get stat verify repair compact export import)
+commands+=("${words[@]/#/store }")
 headings=('^## kna attend' '^## kna grad' '^## kna fairness' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode' '^## kna bench heads' '^## kna bench paper')
+headings+=("${words[@]/#/^### kna store }")
+own=${#commands[@]} # those after them share a section
 if "$KNA" --version | grep -q '^llama.cpp: yes'; then
     commands+=(generate ppl demo 'bench model' eval dump)
     headings+=('^### kna generate' '^### kna ppl' '^### kna demo' '^### kna bench model' '^### kna eval' '^### kna dump')
@@ -32,7 +36,7 @@ for i in "${!commands[@]}"; do
     [ -n "$text" ] || complain "$command: no section in doc/cli.md"
     for option in $(grep -v '^help$' "$work/options"); do
         echo "$option" >>"$work/all"
-        grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$text" || { [ "$i" -ge 8 ] && grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$models"; } ||
+        grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$text" || { [ "$i" -ge "$own" ] && grep -qE -- "--$option([^a-z0-9-]|$)" <<<"$models"; } ||
             complain "$command: --$option is not in its section of doc/cli.md"
         grep -qE -- "--$option([^a-z0-9-]|$)" "$work/man" || complain "$command: --$option is not in doc/kna.1"
     done
@@ -41,7 +45,7 @@ for i in "${!commands[@]}"; do
         grep -qx -- "$option" "$work/options" || complain "$command: doc/cli.md documents --$option, which is not there"
     done
 done
-if [ "${#commands[@]}" -eq 14 ]; then
+if [ "${#commands[@]}" -gt "$own" ]; then
     for option in $(grep -oE -- '--[a-z0-9-]+' "$work/man" | sed 's/^--//' | sort -u); do
         grep -qx -- "$option" "$work/all" || case $option in help | version) ;; *) complain "doc/kna.1 documents --$option, which is not there" ;; esac
     done
@@ -76,6 +80,13 @@ completes 'heads' bench h
 completes 'b' bench heads --dump ''
 completes '--causal --causal-shift' attend --caus
 completes '--k --k-near --kv-type' attend --q a.npy --k
+completes 'store' s
+completes 'compact create' store c
+completes 'b' store ls ''
+completes 'a.npy b' store add b ''
+completes '--uri-prefix' store ls b --uri
+completes 'int8' store create b --type i
+completes 'b' store import b --from ''
 completes 'exact' attend --method e
 completes 'knn' attend --method k
 completes 'mmr' attend --diverse m

@@ -24,6 +24,21 @@ try() {
     try bench prefill -h
     try bench attend --help
     try bench heads --help
+    try store --help
+    try store
+    try store frobnicate
+    for word in create add ls rm get stat verify repair compact export import; do try store "$word" --help; done
+    try store create
+    try store create dir more
+    try store create dir --dim 65537
+    try store ls
+    try store get dir
+    try store get dir 1
+    try store rm dir
+    try store import dir
+    try store export dir
+    try store compact dir --share 1.5
+    try store add dir x.npy --batch 0
     try frobnicate
     try attend --frobnicate
     try attend --near 3
