@@ -32,7 +32,7 @@ out, lse, report = np.load("o.npy"), np.load("l.npy"), json.load(open("r.json"))
 assert out.shape == (2, 3, 8) and lse.shape == (2, 3) and out.dtype == lse.dtype == np.float32
 assert open("o.npy", "rb").read(8) == b"\x93NUMPY\x01\x00" and len(open("o.npy", "rb").read()) == 128 + 192
 names = set("method time_s keys_touched tail_mass certificate index_bytes scratch_bytes build_s rows rows_exact keys_seen keys_full error_est "
-            "error_est_max audited audit_mean audit_mean_off audit_p95 audit_p95_low audit_p95_high audit_over radius radius_max stale_rows h h_kv m n d dv kv_type cpu threads".split())
+            "error_est_max audited audit_mean audit_mean_off audit_p95 audit_p95_low audit_p95_high audit_over radius radius_max by_means stale_rows h h_kv m n d dv kv_type cpu threads".split())
 assert set(report) == names, set(report) ^ names
 assert (report["h"], report["h_kv"], report["m"], report["n"], report["d"], report["dv"]) == (2, 1, 3, 9, 8, 8)
 assert report["rows"] == report["rows_exact"] == 6 and report["keys_seen"] == report["keys_full"] == 54 and report["keys_touched"] == 1'
