@@ -115,9 +115,12 @@ static void tags_json(cJSON *object, const char *tags)
 /* A library's user may keep what is no JSON; it is shown as a text then. */
 static void attributes_json(cJSON *object, const char *attributes)
 {
+    errno = 0;
     cJSON *parsed = attributes[0] ? cJSON_ParseWithOpts(attributes, NULL, 1) : NULL;
     cJSON_Delete(parsed);
-    if (parsed && !strchr(attributes, '\n'))
+    if (!parsed && errno == ENOMEM)
+        cli_json_text(NULL, NULL, NULL); /* noticed when it is printed */
+    else if (parsed && !strchr(attributes, '\n'))
         cli_json_raw(object, "attributes", attributes);
     else
         cli_json_text(object, "attributes", attributes[0] ? attributes : NULL);

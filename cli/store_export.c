@@ -185,7 +185,7 @@ static int write_header(FILE *to, cJSON *header)
     FILE *memory = open_memstream(&text, &bytes);
     if (!memory) return cli_fail("--safetensors: out of memory");
     int code = cli_json_line(memory, header); /* its newline is padding as good as a blank */
-    if (fclose(memory) != 0 && code == CLI_OK) code = cli_fail("--safetensors: out of memory");
+    if ((fclose(memory) != 0 || !text) && code == CLI_OK) code = cli_fail("--safetensors: out of memory");
     if (code == CLI_OK) {
         const uint64_t padded = (uint64_t)(bytes + 7) / 8 * 8;
         text[bytes - 1] = ' ';

@@ -216,7 +216,9 @@ static int parse(const place *at, const char *json, size_t bytes)
     if (strlen(json) != bytes || spells_nul(json)) return refuse_line(at, "a NUL in it");
     if (bytes > TEXT_MOST) return refuse_line(at, "%zu bytes; at most %d", bytes, TEXT_MOST);
     if (!is_utf8(json)) return refuse_line(at, "not UTF-8");
+    errno = 0;
     cJSON *object = cJSON_ParseWithOpts(json, &end, 1);
+    if (!object && errno == ENOMEM) return no_memory(at);
     if (!object) return refuse_line(at, "not JSON from byte %td on", end ? end - json : (ptrdiff_t)0);
     const int code = cJSON_IsObject(object) ? take_all(at, object) : refuse_line(at, "not a JSON object");
     cJSON_Delete(object);

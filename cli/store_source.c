@@ -66,6 +66,12 @@ static int check_source(store_source *source, const store_target *target, const 
 
 /* ------------------------------------------------------------------ .npz */
 
+static int refuse_member(zip_t *archive, const char *name)
+{
+    int (*say)(const char *, ...) CLI_PRINTF(1, 2) = errno == ENOMEM ? cli_fail : cli_refuse; /* zlib's want of it is ZIP_ER_ZLIB there */
+    return say("%s: cannot be read: %s", name, zip_strerror(archive));
+}
+
 /* npy.c asks how far it has read; a stream that cannot go back answers that alone. */
 typedef struct member {
     zip_file_t *file;
@@ -91,8 +97,9 @@ static int seek_nowhere(void *cookie, off64_t *offset, int whence)
 
 static int read_member(store_source *source, zip_t *archive, zip_uint64_t index, int64_t bytes)
 {
+    errno = 0;
     member m = { zip_fopen_index(archive, index, 0), 0 };
-    if (!m.file) return cli_refuse("%s: cannot be read: %s", source->label, zip_strerror(archive));
+    if (!m.file) return refuse_member(archive, source->label);
     FILE *stream = fopencookie(&m, "r", (cookie_io_functions_t){ read_on, NULL, seek_nowhere, NULL });
     const int code = stream ? npy_read_from(&source->array, stream, bytes, source->label, &want) : cli_fail("%s: out of memory", source->label);
     if (stream) fclose(stream);
@@ -104,8 +111,9 @@ static int take_member(store_sources *sources, const store_target *target, const
 {
     zip_stat_t about;
     char family[256];
+    errno = 0;
     if (zip_stat_index(archive, index, 0, &about) != 0 || !(about.valid & ZIP_STAT_NAME) || !(about.valid & ZIP_STAT_SIZE))
-        return cli_refuse("%s: member %d: %s", path, (int)index, zip_strerror(archive));
+        return refuse_member(archive, path);
     const size_t length = strlen(about.name);
     if (length < 5 || strcmp(about.name + length - 4, ".npy") != 0 || length - 4 >= sizeof family)
         return cli_refuse("%s: member '%s' is not called FAMILY.npy", path, about.name);
@@ -133,11 +141,13 @@ static int check_twins(const store_sources *sources)
 static int read_archive(store_sources *sources, const store_target *target, const char *path)
 {
     int why = 0;
+    errno = 0;
     zip_t *archive = zip_open(path, ZIP_RDONLY | ZIP_CHECKCONS, &why);
     if (!archive) {
+        const int no_memory = errno == ENOMEM; /* libzip says of some that it is no archive then */
         zip_error_t error;
         zip_error_init_with_code(&error, why);
-        const int code = why == ZIP_ER_OPEN || why == ZIP_ER_NOENT || why == ZIP_ER_READ
+        const int code = why == ZIP_ER_OPEN || why == ZIP_ER_NOENT || why == ZIP_ER_READ || why == ZIP_ER_MEMORY || no_memory
                              ? cli_fail("%s: cannot read: %s", path, zip_error_strerror(&error))
                              : cli_refuse("%s: not a .npz file: %s", path, zip_error_strerror(&error));
         zip_error_fini(&error);

@@ -60,6 +60,7 @@ ${KNA_CC:-cc} -O1 -fPIC -shared fail.c -o fail.so
 "${KNA_PYTHON:-/usr/bin/python3}" -B -c '
 import numpy as np
 random = np.random.default_rng(5)
+np.savez_compressed("rows.npz", a=random.random(size=(7, 8)).astype(np.float32), b=random.random(size=(7, 32)).astype(np.float16))
 for name, shape in (("q", (2, 3, 32)), ("k", (1, 200, 32)), ("v", (1, 200, 32)), ("mask", (3, 200)), ("slopes", (2,)), ("sinks", (2,))):
     np.save(name, random.random(size=shape).astype(np.float32))'
 
@@ -98,3 +99,14 @@ each topk 1 "$KNA" attend $operands --method topk --k-near 20 --kv-type i8
 each json 1 "$KNA" attend --q q.npy --k k.npy --v v.npy --out o.out.npy --json
 each bench 9 "$KNA" bench attend -n 64 -m 2 --rounds 1 --threads 2 --json # measures speeds, which takes its time
 each help 1 "$KNA" attend --help
+
+"$KNA" store create s --family a:f16:8 --family b:int8:32
+echo '{"uri": "one", "rows": 3, "tags": ["x", "y"], "attributes": {"a": [1, 2, "3"]}}' >two.jsonl
+echo '{"uri": "two", "rows": 4, "time": "2026-01-31", "tokens": 12}' >>two.jsonl
+each 'store add' 1 "$KNA" store add s rows.npz --meta two.jsonl --replace
+"$KNA" store verify s --deep
+[ "$("$KNA" store ls s | wc -l)" -eq 3 ] || { echo "store add: other documents"; exit 1; }
+each 'store ls' 1 "$KNA" store ls s --json --filter "tokens > 3 or tag('x') and json_extract(attributes, '$.a[2]') = '3'"
+each 'store export' 1 "$KNA" store export s --family a --out o.all.npy --meta o.jsonl --safetensors o.tensors
+each 'store compact' 1 "$KNA" store compact s --share 0
+"$KNA" store verify s --deep
