@@ -490,7 +490,7 @@ typedef struct kna_report {
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
  *          knn: n / 16 mean keys and mean values (or n / 128 of groups and those of a fixed number of clusters, which is
- *          less from about 4 k clusters on), recent and first rows, rows since the last whole 256, and the chosen clusters in
+ *          less from about 10 k clusters on, few queries 12 k), recent and first rows, rows since the last whole 256, and the chosen clusters in
  *          full; few queries leave out values that carry less than 2e-4 of the softmax (and mean values of clusters below
  *          5e-4), for which the mean of their cluster (of its group) stands, unless eps is asked for. Scratch is kept in the
  *          context and reused.
