@@ -724,7 +724,7 @@ typedef struct kna_store_info {
     int64_t documents, families;
     int64_t removed;          /* documents removed, their rows still in the files */
     int64_t bytes;            /* of rows of documents there are */
-    int64_t dead_bytes;       /* of removed ones */
+    int64_t dead_bytes;       /* of removed ones since the last compaction */
     int64_t log_bytes, segments;
     int64_t verified_pieces;  /* of 64 KiB, compared with their checks so far */
 } kna_store_info;

@@ -98,7 +98,9 @@ static int check_options(kna_context *context, const kna_store_options *o)
 static int claim_folder(kna_context *context, const char *folder)
 {
     if (kna__file_calls.make_folder(folder) == 0) {
-        return KNA_OK;
+        char parent[KNA_PATH_BYTES];
+        KNA_TRY(kna__path(parent, context, folder, ".."));
+        return kna__folder_sync(context, parent); /* the folder's own name is there after a crash, too */
     }
     if (errno != EEXIST) {
         return KNA_FAIL(context, KNA_EIO, "%.180s: making the folder: %s", folder, strerror(errno));
