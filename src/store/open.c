@@ -330,6 +330,13 @@ static bool writer_is_there(kna_store *s)
  */
 static int settle(kna_store *s, bool anew)
 {
+    static const unsigned char nothing[KNA_RECORD_HEAD_BYTES];
+    uint64_t size;
+    KNA_TRY(kna__file_size(&s->log, &size));
+    if (size > s->slot.log_bytes) { /* a commit without a receipt must not be taken for the one of a later slot that is torn */
+        uint64_t more = size - s->slot.log_bytes;
+        KNA_TRY(kna__file_write(&s->log, nothing, (size_t)(more < sizeof nothing ? more : sizeof nothing), s->slot.log_bytes));
+    }
     KNA_TRY(kna__file_sync(&s->log));
     KNA_TRY(kna__folder_sync(s->context, s->folder));
     return anew ? kna__slot_write(&s->manifest, &s->slot) : kna__file_sync(&s->manifest);
