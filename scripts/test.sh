@@ -72,8 +72,8 @@ for name in "$@"; do
     case $name in
         release) configuration release build -- -DCMAKE_BUILD_TYPE=Release "${with_llama[@]}" ;;
         asan)
-            # Seven that take up to a minute each go through code that the others go through too.
-            configuration asan build-asan -LE house -E 'lm_demo|lm_dump|lm_eval|lm_share|plugin_gemma|plugin_perplexity|plugin_python|plugin_same_text' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DKNA_SANITIZE=address,undefined" "${with_llama[@]}"
+            # Eleven that take up to a minute each go through code that the others go through too.
+            configuration asan build-asan -LE house -E 'cli_bench_heads|lm_demo|lm_dump|lm_eval|lm_fairness|lm_share|plugin_gemma|plugin_perplexity|plugin_programs|plugin_python|plugin_same_text' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DKNA_SANITIZE=address,undefined" "${with_llama[@]}"
             ;;
         tsan)
             configuration tsan build-tsan -L "$library_tests" -E '^check$' -- -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKNA_SANITIZE=thread \

@@ -158,12 +158,13 @@ static void groups_first(void)
     rows_tried = rows_doubtful = 0;
     for (int i = 0; i < rounds(8) || (rows_tried - rows_doubtful < wanted && i < 32); i++) {
         random_case c = { .guarded = false };
-        int64_t m = i % 2 ? 12 : 1 + (int64_t)test_below(2);
-        int64_t least = i % 2 ? 9400 : 24800; /* few queries look at more clusters before groups come in */
+        bool tile = i % 4 > 0;
+        int64_t m = tile ? 12 : 1 + (int64_t)test_below(2);
+        int64_t least = tile ? 9400 : 24800; /* few queries look at more clusters before groups come in */
         random_problem(&c, (shape){ 4, 2, m, least + (int64_t)test_below(1200), 1 + (int64_t)test_below(20), 8 });
-        c.options.k_near = 1 + (int64_t)test_below(i % 2 ? 50 : 120);
-        c.options.causal = i % 4 < 2;
-        holds(&c, random_context(), i % 2 ? m : 1);
+        c.options.k_near = 1 + (int64_t)test_below(tile ? 50 : 120);
+        c.options.causal = i % 8 < 3;
+        holds(&c, random_context(), tile ? m : 1);
         case_end(&c);
     }
     EXPECT_THAT(rows_tried - rows_doubtful >= wanted, "%lld of %lld rows were in doubt", (long long)rows_doubtful,

@@ -22,8 +22,9 @@ static void begin(const kna__pool *pool)
 {
     double least = INFINITY, most = -INFINITY;
     for (int64_t i = 0; i < pool->count; i++) {
-        least = fmin(least, (double)pool->logits[i]);
-        most = fmax(most, (double)pool->logits[i]);
+        double x = (double)pool->logits[i]; /* by comparison: gcc 12 for arm64 fails on fmin() of widened floats (an internal error) */
+        least = x < least ? x : least;
+        most = x > most ? x : most;
     }
     for (int64_t i = 0; i < pool->count; i++) {
         pool->gain[i] = most > least ? ((double)pool->logits[i] - least) / (most - least) : 0;
