@@ -22,12 +22,13 @@ int main(void)
 END
 include="-I$KNA_SOURCE_DIR/include"
 warnings="-Wall -Wextra -Wconversion -Wshadow -Wundef -Wmissing-prototypes -Wvla -Wno-unknown-pragmas -Werror"
+ccache=$(command -v ccache || true) # it takes one source at a time
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || continue
     # gcc with OpenMP is how the library is built every day.
     threads=
     [ $compiler = gcc ] || threads=-fopenmp
-    (mkdir -p "$work/o" && cd "$work/o" && rm -f ./*.o && $compiler -O1 $warnings $threads $include -c "$KNA_SOURCE_DIR"/src/*/*.c)
+    (mkdir -p "$work/o" && cd "$work/o" && rm -f ./*.o && printf '%s\0' "$KNA_SOURCE_DIR"/src/*/*.c | xargs -0 -n 1 $ccache $compiler -O1 $warnings $threads $include -c)
     $compiler $threads $include "$work/main.c" "$work"/o/*.o -lm -o "$work/main"
     "$work/main" || { echo "$compiler $threads: a wrong result"; exit 1; }
 done
