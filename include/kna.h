@@ -67,7 +67,8 @@ extern "C" {
     X(KNA_EBUSY, -10, "another writer has the store")                                          \
     X(KNA_EDAMAGED, -11, "a file is not as it was written")                                    \
     X(KNA_EFORMAT, -12, "not a store, or one of another version or model")                     \
-    X(KNA_ENONE, -13, "there is no such thing, or there is one already")
+    X(KNA_ENONE, -13, "there is no such thing")                                                \
+    X(KNA_EEXISTS, -14, "there is one already")
 
 typedef enum kna_status {
 #define KNA_STATUS_ENUM(name, number, text) name = number,
@@ -486,6 +487,8 @@ typedef struct kna_report {
  *          fewer than n rows or other shapes).
  * Threads: one call per context and per index at a time.
  * Order:   where queries have one (causal, window or mask), no row depends on a later query, nor on a key it does not see.
+ *          (KNA_KNN, many queries: a row may depend on how many queries come after it in the call, for the last tile is cut smaller,
+ *          never on what they are.)
  *          Among equal logits top-k takes the lower key index. Work is cut by fixed row counts, never by thread count.
  * Cost:    exact: 2 m h n (d + dv) flops, keys and values read once per KV head for few queries (decode) and once per tile
  *          of queries otherwise. topk: an int8 scan of n keys (n d bytes per KV head for few queries) and k rows in full.
@@ -733,7 +736,7 @@ typedef struct kna_store_info {
  * kna_store_create() - a new store in a folder that does not exist or is empty.
  *
  * In:      families  count of them; more can be added later.
- * Returns: KNA_OK; KNA_EINVAL (a family, an option), KNA_ENONE (there is a store already, or other files), KNA_EIO, KNA_ENOMEM. After
+ * Returns: KNA_OK; KNA_EINVAL (a family, an option), KNA_EEXISTS (there is a store already, or other files), KNA_EIO, KNA_ENOMEM. After
  *          an error nothing that passes for a store is left.
  */
 KNA_API KNA_CHECKED int kna_store_create(kna_context *context, const char *folder, const kna_family *families, int count,
@@ -756,7 +759,7 @@ KNA_API void kna_store_close(kna_store *store);
  * out before are void. Returns KNA_OK, KNA_EDAMAGED, KNA_EIO, KNA_ENOMEM; after an error the store is as before. */
 KNA_API KNA_CHECKED int kna_store_refresh(kna_store *store, int *changed);
 
-/* kna_store_info_get() - what it holds. Costs nothing. KNA_OK or KNA_EINVAL. */
+/* kna_store_info_get() - what it holds. Costs a look at a byte per 64 KiB of rows. KNA_OK or KNA_EINVAL. */
 KNA_API KNA_CHECKED int kna_store_info_get(const kna_store *store, kna_store_info *info);
 
 /* Families. kna_store_family(): KNA_OK or KNA_EINVAL; the name is valid until the store is closed. kna_store_family_named(): its
@@ -772,7 +775,7 @@ KNA_API int64_t kna_store_family_rows(const kna_store *store, int family);
  * kna_store_add(): rows go to the files now, with the document's name when it is committed.
  *   In:      document  copied; id and time_us 0 are filled in. replace: 1: a document of the same uri is removed by the same commit.
  *            rows      `count` groups of at most one per family, of their family's type and dimension; heads 1 (kna_rows.heads).
- *   Returns: KNA_OK; KNA_EINVAL, KNA_ESHAPE, KNA_ETYPE; KNA_ENONE (the uri is taken); KNA_EIO (a full disk: what was added since the last
+ *   Returns: KNA_OK; KNA_EINVAL, KNA_ESHAPE, KNA_ETYPE; KNA_EEXISTS (the uri is taken); KNA_EIO (a full disk: what was added since the last
  *            commit can be rolled back, the store goes on); KNA_ENOMEM. After an error that document is not added, those before it are.
  * kna_store_remove(): KNA_ENONE: no such document, or removed already.
  */

@@ -81,7 +81,6 @@ static void fail_calls(bool on)
     kna__file_calls = bad;
     kna__file_calls.is_locked = system_calls.is_locked;
     kna__file_calls.close = system_calls.close;
-    kna__file_calls.reserve = system_calls.reserve;
     kna__file_calls.unmap = system_calls.unmap;
     kna__file_calls.advise = system_calls.advise;
 }

@@ -28,7 +28,7 @@ static void as_a_model_says(void)
             int old = model_named(&now, ++number), replace = (int)test_below(2);
             int status = add(store, number, replace, &id);
             if (old >= 0 && !replace) {
-                EXPECT_INT(status, KNA_ENONE);
+                EXPECT_INT(status, KNA_EEXISTS);
             } else if (OK(status)) {
                 if (old >= 0) model_remove(&now, old);
                 model_add(&now, id, number);
@@ -219,9 +219,9 @@ static void refused(void)
         EXPECT_INT(kna_store_open(writer_context, &store, place, NULL), KNA_EFORMAT); /* nothing is left of it */
     }
     kna_family twice[] = { families[0], families[0] };
-    EXPECT_INT(kna_store_create(writer_context, place, twice, 2, NULL), KNA_ENONE);
+    EXPECT_INT(kna_store_create(writer_context, place, twice, 2, NULL), KNA_EEXISTS);
     OK(kna_store_create(writer_context, place, families, FAMILIES, NULL));
-    EXPECT_INT(kna_store_create(writer_context, place, families, FAMILIES, NULL), KNA_ENONE);
+    EXPECT_INT(kna_store_create(writer_context, place, families, FAMILIES, NULL), KNA_EEXISTS);
     store = open_store(writer_context, place, 1, 0);
     rows.rows.dim = 23;
     EXPECT_INT(kna_store_add(store, &d, &rows, 1, 0), KNA_ESHAPE);
@@ -241,7 +241,7 @@ static void refused(void)
     EXPECT_INT(kna_store_add(store, &d, &rows, 1, 0), KNA_EINVAL);
     rows.rows.data = numbers;
     OK(kna_store_add(store, &d, &rows, 1, 0));
-    EXPECT_INT(kna_store_add(store, &d, &rows, 1, 0), KNA_ENONE); /* the same uri */
+    EXPECT_INT(kna_store_add(store, &d, &rows, 1, 0), KNA_EEXISTS); /* the same uri */
     OK(kna_store_add(store, &d, &rows, 1, 1));
     EXPECT_INT(kna_store_compact(store, 0), KNA_EINVAL); /* in the middle of a transaction */
     OK(kna_store_commit(store));

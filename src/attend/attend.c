@@ -127,26 +127,17 @@ static int attend_near(const kna__problem *p, kna_report *report)
     return attend_with_index(p, index, report);
 }
 
-/* What a rival leaves out it does not estimate; all but window look at every key. */
+/* What a rival leaves out it does not estimate. */
 static int attend_rival(const kna__problem *p, kna_report *report)
 {
-    static int (*const rivals[])(const kna__problem *) = { kna__attend_window, kna__attend_linformer, kna__attend_nystrom,
-                                                           kna__attend_performer };
-    const kna_attend_options *o = &p->options;
+    static const kna__rival rivals[] = { kna__attend_window, kna__attend_linformer, kna__attend_nystrom, kna__attend_performer,
+                                         kna__attend_lsh };
     KNA_TRY(kna__rival_check(p));
     kna__report_passed(report, 0, 0);
     report->error_est = report->error_est_max = report->radius = report->radius_max = -1;
     report->keys_seen = report->size ? count_seen(p) : 0;
-    double most = (double)(p->m * p->h) * (double)(o->near_sinks + o->near_window);
-    report->keys_full = o->method == KNA_WINDOW ? fmin(most, report->keys_seen) : 0;
-    report->keys_touched = o->method == KNA_WINDOW && report->keys_seen > 0 ? report->keys_full / report->keys_seen : 1;
-    if (!p->n) {
-        return kna__attend_decode(p);
-    }
-    if (o->method == KNA_LSH) {
-        return kna__attend_lsh(p, report);
-    }
-    return rivals[o->method - KNA_WINDOW](p);
+    report->keys_touched = 1;
+    return p->n ? rivals[p->options.method - KNA_WINDOW](p, report) : kna__attend_decode(p);
 }
 
 static void fill_radius(const kna__problem *p, float radius)

@@ -12,6 +12,7 @@
  * and takes its walk back by a second one; a sign needs one walk, and is tens of times nearer.) Mean squared error: (Y^2 - |dv|^2) / t.
  */
 #include "chain.h"
+#include "sampled.h"
 
 #include <math.h>
 
@@ -71,21 +72,6 @@ static void draw_joint(void *argument, int64_t head, int worker)
 
 /* ---- signed */
 
-/* The query with running[query - 1] <= x < running[query]. */
-static int64_t query_at(const double *running, int64_t m, double x)
-{
-    int64_t low = 0, high = m - 1;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (running[middle] > x) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    return low;
-}
-
 static void draw_signed(void *argument, int64_t task, int worker)
 {
     const kna__chain_plan *plan = argument;
@@ -103,7 +89,7 @@ static void draw_signed(void *argument, int64_t task, int worker)
     plan->sums[task] = sum;
     for (int64_t step = 0; sum > 0 && step < steps; step++) {
         double x = sum * kna__uniform(p->options.seed, stream_of(head, column), (uint64_t)step);
-        to[query_at(running, p->m, x) * p->dv]++;
+        to[kna__draw_place(running, p->m, x) * p->dv]++;
     }
 }
 

@@ -85,8 +85,9 @@ static void attend_head(void *argument, int64_t kv_head, int worker)
     }
 }
 
-int kna__attend_linformer(const kna__problem *p)
+int kna__attend_linformer(const kna__problem *p, kna_report *report)
 {
+    (void)report;
     linformer_job job = { p, kna__linformer_rank(p), NULL, 0 };
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));

@@ -198,8 +198,9 @@ int64_t kna__nystrom_rank(const kna__problem *p)
     return rank < p->m ? rank : p->m;
 }
 
-int kna__attend_nystrom(const kna__problem *p)
+int kna__attend_nystrom(const kna__problem *p, kna_report *report)
 {
+    (void)report;
     nystrom_job job = { p, kna__nystrom_rank(p), NULL, 0 };
     cut_room(&job, NULL, &job.room_bytes);
     job.rooms = kna__scratch(p->context, kna__size_product(job.room_bytes, (size_t)p->context->threads));

@@ -218,8 +218,9 @@ static void attend_head(void *argument, int64_t kv_head, int worker)
     attend_until(job, &room, kv_head, &query, p->m + p->shift, 0, 0);
 }
 
-int kna__attend_performer(const kna__problem *p)
+int kna__attend_performer(const kna__problem *p, kna_report *report)
 {
+    (void)report;
     performer_job job = { p, kna__performer_rank(p), NULL, NULL, 0 };
     size_t features = kna__size_product((size_t)job.rank, (size_t)p->d);
     cut_room(&job, NULL, &job.room_bytes);

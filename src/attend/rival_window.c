@@ -57,8 +57,16 @@ static parts parts_of(const kna__problem *p)
     return (parts){ begin, 0, p->shift, begin > sinks ? sinks : begin, p->shift - recent };
 }
 
-int kna__attend_window(const kna__problem *p)
+static void report_keys(const kna__problem *p, kna_report *report)
 {
+    double most = (double)(p->m * p->h) * (double)(p->options.near_sinks + p->options.near_window);
+    report->keys_full = fmin(most, report->keys_seen);
+    report->keys_touched = report->keys_seen > 0 ? report->keys_full / report->keys_seen : 1;
+}
+
+int kna__attend_window(const kna__problem *p, kna_report *report)
+{
+    report_keys(p, report);
     parts of = parts_of(p);
     int64_t rows = p->h * p->m;
     size_t numbers = kna__size_product((size_t)rows, (size_t)(p->dv + 1) * sizeof(float)), bytes = kna__size_product(2, numbers);

@@ -10,10 +10,13 @@
 /* KNA_EINVAL, with the option's name, where a rival of the name given cannot follow what is asked for. */
 int kna__rival_check(const kna__problem *problem);
 
-int kna__attend_window(const kna__problem *problem);    /* first keys and recent ones (StreamingLLM, Xiao et al. 2023) */
-int kna__attend_linformer(const kna__problem *problem); /* fewer keys and values by a projection (Wang et al. 2020) */
-int kna__attend_nystrom(const kna__problem *problem);   /* landmarks (Xiong et al. 2021) */
-int kna__attend_performer(const kna__problem *problem); /* random features of softmax (Choromanski et al. 2021) */
+/* At least one key. Each counts in the report what it reads of single keys, if it does: without that, none are, and all touched. */
+typedef int (*kna__rival)(const kna__problem *problem, kna_report *report);
+int kna__attend_window(const kna__problem *, kna_report *);    /* first keys and recent ones (StreamingLLM, Xiao et al. 2023) */
+int kna__attend_linformer(const kna__problem *, kna_report *); /* fewer keys and values by a projection (Wang et al. 2020) */
+int kna__attend_nystrom(const kna__problem *, kna_report *);   /* landmarks (Xiong et al. 2021) */
+int kna__attend_performer(const kna__problem *, kna_report *); /* random features of softmax (Choromanski et al. 2021) */
+int kna__attend_lsh(const kna__problem *, kna_report *);       /* keys that share hashes with the query (MagicPIG, Chen et al. 2024) */
 
 /* rival_linformer.c - how many rows keys are projected to; rows (n, dim) of one KV head to as many. x: room for n * dim. counts (rank): of
  * rows that one stands for, where there is no projection `by`. */
@@ -33,9 +36,6 @@ enum { KNA_NYSTROM_STEPS = 6 };
 int64_t kna__performer_rank(const kna__problem *problem);
 void kna__performer_draw(const kna__problem *problem, double *rows, float *turned);
 void kna__performer_exponents(const kna__problem *problem, const float *turned, const float *x, int64_t n, float *out);
-
-/* rival_lsh.c - keys that share hashes with the query (MagicPIG, Chen et al. 2024); adds to the report's keys_full. */
-int kna__attend_lsh(const kna__problem *problem, kna_report *report);
 
 /* A normal number of a stream. */
 double kna__rival_normal(const kna__problem *problem, uint64_t stream, uint64_t column);

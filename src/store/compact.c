@@ -6,7 +6,6 @@
  */
 #include "store.h"
 
-#include <dirent.h>
 #include <stdio.h>
 
 /* ---- which segments are worth it */
@@ -222,18 +221,19 @@ static bool is_in_use(const kna_store *s, const char *name)
 }
 
 /* Not being able to is no fault: the next writer tries again. */
+static bool remove_unused(void *user, const char *name)
+{
+    kna_store *s = user;
+    if (!is_in_use(s, name)) {
+        (void)kna__file_unlink(s->context, s->folder, name);
+    }
+    return true;
+}
+
 void kna__sweep(kna_store *s)
 {
     char message[KNA_MESSAGE_BYTES];
     memcpy(message, s->context->message, sizeof message);
-    DIR *all = opendir(s->folder);
-    for (struct dirent *entry = all ? readdir(all) : NULL; entry; entry = readdir(all)) {
-        if (!is_in_use(s, entry->d_name)) {
-            (void)kna__file_unlink(s->context, s->folder, entry->d_name);
-        }
-    }
-    if (all) {
-        closedir(all);
-    }
+    kna__folder_list(s->folder, remove_unused, s);
     memcpy(s->context->message, message, sizeof message);
 }

@@ -4,6 +4,7 @@
 #endif
 #include "file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -52,7 +53,6 @@ kna__calls kna__file_calls = {
     .close = close,
     .read_at = pread,
     .write_at = pwrite,
-    .reserve = posix_fallocate,
     .sync = fdatasync,
     .sync_folder = fsync,
     .size = size_of,
@@ -93,7 +93,8 @@ int kna__file_open(kna__file *file, kna_context *context, const char *folder, co
     if (file->fd >= 0) {
         return KNA_OK;
     }
-    return KNA_FAIL(context, errno == ENOENT || errno == EEXIST ? KNA_ENONE : KNA_EIO, "%.180s: %s", path, strerror(errno));
+    int status = errno == ENOENT ? KNA_ENONE : errno == EEXIST ? KNA_EEXISTS : KNA_EIO;
+    return KNA_FAIL(context, status, "%.180s: %s", path, strerror(errno));
 }
 
 void kna__file_close(kna__file *file)
@@ -191,4 +192,17 @@ int kna__folder_sync(kna_context *context, const char *folder)
         (void)kna__file_calls.close(fd);
     }
     return status == 0 ? KNA_OK : KNA_FAIL(context, KNA_EIO, "%.180s: syncing the folder: %s", folder, strerror(error));
+}
+
+void kna__folder_list(const char *folder, bool (*each)(void *user, const char *name), void *user)
+{
+    DIR *all = opendir(folder);
+    bool more = true;
+    for (struct dirent *entry = all ? readdir(all) : NULL; entry && more; entry = readdir(all)) {
+        bool is_name = strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+        more = !is_name || each(user, entry->d_name);
+    }
+    if (all) {
+        closedir(all);
+    }
 }

@@ -17,7 +17,6 @@ typedef struct kna__calls {
     int (*close)(int fd);
     ssize_t (*read_at)(int fd, void *to, size_t bytes, off_t at);
     ssize_t (*write_at)(int fd, const void *from, size_t bytes, off_t at);
-    int (*reserve)(int fd, off_t at, off_t bytes); /* disk space for them: 0 or errno's number */
     int (*sync)(int fd);
     int (*sync_folder)(int fd);
     off_t (*size)(int fd);
@@ -42,7 +41,7 @@ typedef struct kna__file {
 
 enum { KNA_FILE_READ, KNA_FILE_WRITE, KNA_FILE_CREATE }; /* CREATE: there must be none yet; opened for writing */
 
-/* KNA_OK, KNA_EIO (whatever else), KNA_ENONE (there is no such file, or one already for CREATE). */
+/* KNA_OK, KNA_ENONE (there is no such file), KNA_EEXISTS (CREATE: there is one), KNA_EIO (whatever else). */
 int kna__file_open(kna__file *file, kna_context *context, const char *folder, const char *name, int how);
 void kna__file_close(kna__file *file);
 /* All of the bytes; KNA_EDAMAGED where the file ends before them. */
@@ -57,6 +56,8 @@ void kna__file_unmap(const void *map, size_t bytes);
 int kna__file_unlink(kna_context *context, const char *folder, const char *name);
 /* What was created, renamed or removed in the folder is so after a crash too. */
 int kna__folder_sync(kna_context *context, const char *folder);
+/* Each name in the folder but . and .., in no order, until `each` returns false. A folder that cannot be read has none. */
+void kna__folder_list(const char *folder, bool (*each)(void *user, const char *name), void *user);
 /* folder/name into a buffer of KNA_PATH_BYTES; KNA_ELIMIT where it is too long. */
 enum { KNA_PATH_BYTES = 4096 };
 int kna__path(char path[KNA_PATH_BYTES], kna_context *context, const char *folder, const char *name);

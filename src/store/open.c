@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <dirent.h>
 #include <errno.h>
 #include <unistd.h>
 
@@ -94,6 +93,22 @@ static int check_options(kna_context *context, const kna_store_options *o)
     return KNA_OK;
 }
 
+static int is_folder(kna_context *context, const char *folder)
+{
+    struct stat status;
+    if (stat(folder, &status) != 0) {
+        return KNA_FAIL(context, KNA_ENONE, "%.180s: %s", folder, strerror(errno));
+    }
+    return S_ISDIR(status.st_mode) ? KNA_OK : KNA_FAIL(context, KNA_EFORMAT, "%.180s: not a folder", folder);
+}
+
+static bool found_one(void *user, const char *name)
+{
+    (void)name;
+    *(bool *)user = true;
+    return false;
+}
+
 /* A folder that is new, or has nothing in it. */
 static int claim_folder(kna_context *context, const char *folder)
 {
@@ -105,16 +120,10 @@ static int claim_folder(kna_context *context, const char *folder)
     if (errno != EEXIST) {
         return KNA_FAIL(context, KNA_EIO, "%.180s: making the folder: %s", folder, strerror(errno));
     }
-    DIR *all = opendir(folder);
-    if (!all) {
-        return KNA_FAIL(context, KNA_ENONE, "%.180s: %s", folder, strerror(errno));
-    }
-    bool empty = true;
-    for (struct dirent *entry = readdir(all); entry; entry = readdir(all)) {
-        empty = empty && (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0);
-    }
-    closedir(all);
-    return empty ? KNA_OK : KNA_FAIL(context, KNA_ENONE, "%.180s: not an empty folder", folder);
+    KNA_TRY(is_folder(context, folder));
+    bool full = false;
+    kna__folder_list(folder, found_one, &full);
+    return full ? KNA_FAIL(context, KNA_EEXISTS, "%.180s: not an empty folder", folder) : KNA_OK;
 }
 
 /* The log of a new store: nothing but its first commit. */
@@ -215,19 +224,30 @@ int kna_store_create(kna_context *context, const char *folder, const kna_family 
 
 /* ---- what was committed */
 
+bool kna__chain_next(kna__chain *chain, kna__record *record)
+{
+    chain->at += chain->bytes;
+    chain->bytes = 0;
+    if (chain->at >= chain->end || !kna__record_decode(record, chain->log + chain->at, chain->end - chain->at) ||
+        record->check_before != chain->check) {
+        return false;
+    }
+    chain->bytes = record->bytes;
+    chain->check = record->check;
+    return true;
+}
+
 /* How far the log's chain goes from a sound place on: up to the last commit record found. */
 static void follow_chain(const unsigned char *log, uint64_t bytes, kna__slot *slot)
 {
-    uint64_t at = slot->log_bytes, check = slot->log_check;
+    kna__chain chain = { .log = log, .at = slot->log_bytes, .end = bytes, .check = slot->log_check };
     kna__record record;
-    while (at < bytes && kna__record_decode(&record, log + at, bytes - at) && record.check_before == check) {
-        at += record.bytes;
-        check = record.check;
+    while (kna__chain_next(&chain, &record)) {
         kna__commit commit;
         if (record.kind == KNA_RECORD_COMMIT && kna__commit_decode(&commit, record.body, record.body_bytes) &&
             commit.transaction == slot->transaction + 1) {
-            slot->log_bytes = at;
-            slot->log_check = check;
+            slot->log_bytes = chain.at + chain.bytes;
+            slot->log_check = chain.check;
             slot->transaction++;
         }
     }
@@ -282,23 +302,26 @@ int kna__store_map(kna_store *s)
     return KNA_OK;
 }
 
+int kna__chain_whole(const kna_store *s, const kna__chain *chain)
+{
+    return chain->at >= chain->end ? KNA_OK
+                                   : KNA_FAIL(s->context, KNA_EDAMAGED, "%s: byte %llu: not the record that was written",
+                                              s->log.name, (unsigned long long)chain->at);
+}
+
 /* The log from `at` on into the tables: a sound chain to exactly where the slot says. */
 static int replay(kna_store *s, uint64_t at, uint64_t check)
 {
+    kna__chain chain = { .log = s->log_map, .at = at, .end = s->slot.log_bytes, .check = check };
     kna__record record;
-    while (at < s->slot.log_bytes) {
-        if (!kna__record_decode(&record, s->log_map + at, s->slot.log_bytes - at) || record.check_before != check) {
-            return KNA_FAIL(s->context, KNA_EDAMAGED, "%s: byte %llu: not the record that was written", s->log.name,
-                            (unsigned long long)at);
-        }
-        KNA_TRY(kna__tables_apply(s, &record, at));
+    while (kna__chain_next(&chain, &record)) {
+        KNA_TRY(kna__tables_apply(s, &record, chain.at));
         if (record.kind == KNA_RECORD_COMMIT) {
             kna__tables_commit(s);
         }
-        at += record.bytes;
-        check = record.check;
     }
-    if (check != s->slot.log_check || s->last.transaction != s->slot.transaction) {
+    KNA_TRY(kna__chain_whole(s, &chain));
+    if (chain.check != s->slot.log_check || s->last.transaction != s->slot.transaction) {
         return KNA_FAIL(s->context, KNA_EDAMAGED, "%s: not the one that the manifest speaks of", s->log.name);
     }
     return KNA_OK;
@@ -422,15 +445,6 @@ static int check_model(kna_store *s, const char *model)
         return KNA_OK;
     }
     return KNA_FAIL(s->context, KNA_EFORMAT, "store: made for model %.80s, asked for %.80s", kept ? kept : "none", model);
-}
-
-static int is_folder(kna_context *context, const char *folder)
-{
-    struct stat status;
-    if (stat(folder, &status) != 0) {
-        return KNA_FAIL(context, KNA_ENONE, "%.180s: %s", folder, strerror(errno));
-    }
-    return S_ISDIR(status.st_mode) ? KNA_OK : KNA_FAIL(context, KNA_EFORMAT, "%.180s: not a folder", folder);
 }
 
 static int open_files(kna_store *s)

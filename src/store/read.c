@@ -187,30 +187,30 @@ kna_store_rows kna__part_as_rows(const kna_store *s, const kna__part *part, cons
     return rows;
 }
 
-static kna__held_part *part_of(const kna_store *s, int64_t id, int family)
+/* The part of a document that is of the family; *held NULL: it has no rows of it. */
+static int find_part(const kna_store *s, int64_t id, int family, kna_family *of, kna__held_part **held)
 {
+    *held = NULL;
+    KNA_TRY(kna__store_status(s));
+    KNA_TRY(kna_store_family(s, family, of));
     const kna__entry *entry = kna__entry_of(s, id);
-    for (uint32_t i = 0; entry && i < entry->parts; i++) {
-        kna__held_part *held = kna__list_at(&s->parts, entry->first_part + i);
-        if (held->part.family == (uint32_t)family) {
-            return held;
-        }
+    if (!entry || !is_visible(s, entry)) {
+        return KNA_FAIL(s->context, KNA_ENONE, "store: there is no document %lld", (long long)id);
     }
-    return NULL;
+    for (uint32_t i = 0; i < entry->parts && !*held; i++) {
+        kna__held_part *part = kna__list_at(&s->parts, entry->first_part + i);
+        *held = part->part.family == (uint32_t)family ? part : NULL;
+    }
+    return KNA_OK;
 }
 
 int kna_store_rows_of(kna_store *s, int64_t id, int family, kna_store_rows *rows)
 {
     kna_family of;
+    kna__held_part *held;
     const unsigned char *bytes = NULL;
     s->context->message[0] = 0;
-    KNA_TRY(kna__store_status(s));
-    KNA_TRY(kna_store_family(s, family, &of));
-    const kna__entry *entry = kna__entry_of(s, id);
-    if (!entry || !is_visible(s, entry)) {
-        return KNA_FAIL(s->context, KNA_ENONE, "store: there is no document %lld", (long long)id);
-    }
-    kna__held_part *held = part_of(s, id, family);
+    KNA_TRY(find_part(s, id, family, &of, &held));
     if (!held) {
         *rows = (kna_store_rows){ family, 0, { .type = of.type, .heads = 1, .dim = of.dim } };
         return KNA_OK;
@@ -222,16 +222,11 @@ int kna_store_rows_of(kna_store *s, int64_t id, int family, kna_store_rows *rows
 
 int kna_store_extent(const kna_store *s, int64_t id, int family, int64_t *first, int64_t *rows)
 {
+    kna_family of;
+    kna__held_part *held;
     s->context->message[0] = 0;
     *first = *rows = 0;
-    KNA_TRY(kna__store_status(s));
-    const kna__entry *entry = kna__entry_of(s, id);
-    if (!entry || !is_visible(s, entry)) {
-        return KNA_FAIL(s->context, KNA_ENONE, "store: there is no document %lld", (long long)id);
-    }
-    kna_family of;
-    KNA_TRY(kna_store_family(s, family, &of));
-    const kna__held_part *held = part_of(s, id, family);
+    KNA_TRY(find_part(s, id, family, &of, &held));
     if (held) {
         *first = (int64_t)held->part.first_row;
         *rows = (int64_t)held->part.rows;
@@ -241,8 +236,9 @@ int kna_store_extent(const kna_store *s, int64_t id, int family, int64_t *first,
 
 void kna_store_prefetch(kna_store *s, int64_t id, int family)
 {
-    const kna__held_part *held = s->broken ? NULL : part_of(s, id, family);
-    if (!held || !is_visible(s, kna__list_at(&s->entries, held->entry))) {
+    kna_family of;
+    kna__held_part *held;
+    if (find_part(s, id, family, &of, &held) != KNA_OK || !held) {
         return;
     }
     const kna__segment *segment = kna__list_at(&s->segments, held->part.segment);

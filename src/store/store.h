@@ -42,6 +42,7 @@ typedef struct kna__held_family {
     kna__list parts;        /* uint64_t: which of all parts are of this family, by rows */
     uint64_t visible_parts; /* committed */
     uint64_t visible_rows;
+    uint64_t stamp; /* of the check that met it last: a document has a family once */
 } kna__held_family;
 
 typedef struct kna__segment {
@@ -64,6 +65,7 @@ struct kna_store {
     uint64_t log_mapped;
     kna__commit last;                                              /* the last commit record */
     kna__list entries, parts, families, segments, notes, verified; /* verified: a byte per piece; notes: places in the log */
+    uint64_t stamps;                                               /* checks so far */
     uint64_t visible, visible_parts, visible_families, visible_notes;
     uint64_t removed, live_bytes, dead_bytes;
     uint32_t *uris; /* open addressing: entry + 1 */
@@ -125,6 +127,14 @@ void kna__out_begin(kna_store *store); /* where the next transaction's rows go *
 int64_t kna__now_us(void);
 
 /* ---- open.c */
+/* Records one after another, each with the check of the one before: begin with `at` and that check. */
+typedef struct kna__chain {
+    const unsigned char *log;
+    uint64_t at, end; /* of the record given last */
+    uint64_t check, bytes;
+} kna__chain;
+bool kna__chain_next(kna__chain *chain, kna__record *record);          /* false: at its end, or where it breaks */
+int kna__chain_whole(const kna_store *store, const kna__chain *chain); /* KNA_EDAMAGED where it broke */
 void kna__log_name(char name[40], uint64_t generation);
 void kna__segment_name(char name[40], uint32_t segment);
 int kna__slots_read(kna_context *context, const kna__file *manifest, kna__slot *newest, bool *one_is_bad);

@@ -224,22 +224,25 @@ static const char *part_fault(const kna_store *s, const kna__part *part)
     return part->first_row < family->family.next_row ? "rows with numbers that were given before" : NULL;
 }
 
-static int check_document(const kna_store *s, const kna__document *d, const unsigned char *body, uint64_t at, uint64_t *pieces)
+static int check_document(kna_store *s, const kna__document *d, const unsigned char *body, uint64_t at, uint64_t *pieces)
 {
     const kna__entry *last = s->entries.count ? kna__list_at(&s->entries, s->entries.count - 1) : NULL;
     *pieces = 0;
+    s->stamps++;
     if (d->id == 0 || d->id > INT64_MAX || (last && last->id >= d->id)) {
         return damaged(s, at, "a document with a number that was given before");
     }
     for (uint32_t i = 0; i < d->parts; i++) {
         kna__part part = kna__part_at(body, d, i);
         const char *fault = part_fault(s, &part);
-        for (uint32_t j = 0; !fault && j < i; j++) {
-            fault = kna__part_at(body, d, j).family == part.family ? "a family twice in a document" : NULL;
-        }
         if (fault) {
             return damaged(s, at, fault);
         }
+        kna__held_family *family = kna__family_of(s, (int)part.family);
+        if (family->stamp == s->stamps) {
+            return damaged(s, at, "a family twice in a document");
+        }
+        family->stamp = s->stamps;
         *pieces += kna__part_pieces(&part);
     }
     return KNA_OK;

@@ -1,23 +1,16 @@
 /* verify.c - compare everything with its checks, and keep what is sound of a store that is not. */
 #include "store.h"
 
-#include <dirent.h>
 #include <stdio.h>
 
 /* ---- verify */
 
 static int verify_log(kna_store *s)
 {
+    kna__chain chain = { .log = s->log_map, .end = s->slot.log_bytes };
     kna__record record;
-    uint64_t check = 0;
-    for (uint64_t at = 0; at < s->slot.log_bytes; at += record.bytes) {
-        if (!kna__record_decode(&record, s->log_map + at, s->slot.log_bytes - at) || record.check_before != check) {
-            return KNA_FAIL(s->context, KNA_EDAMAGED, "%s: byte %llu: not the record that was written", s->log.name,
-                            (unsigned long long)at);
-        }
-        check = record.check;
-    }
-    return KNA_OK;
+    while (kna__chain_next(&chain, &record)) {}
+    return kna__chain_whole(s, &chain);
 }
 
 static int verify_entry(kna_store *s, const kna__entry *entry)
@@ -61,6 +54,16 @@ int kna_store_verify(kna_store *s, int64_t *damaged, void (*tell)(void *user, in
 
 /* ---- repair */
 
+static bool take_newest(void *user, const char *name)
+{
+    unsigned long long number = 0;
+    uint64_t *generation = user;
+    if (sscanf(name, "log-%llu", &number) == 1 && number > *generation) {
+        *generation = number;
+    }
+    return true;
+}
+
 /* The log to go by: of the manifest, or, if that says nothing any more, the newest there is. */
 static int find_log(kna_store *s)
 {
@@ -71,17 +74,8 @@ static int find_log(kna_store *s)
         return status;
     }
     if (status != KNA_OK) {
-        DIR *all = opendir(s->folder);
         s->slot = (kna__slot){ .generation = 0 };
-        for (struct dirent *entry = all ? readdir(all) : NULL; entry; entry = readdir(all)) {
-            unsigned long long number = 0;
-            if (sscanf(entry->d_name, "log-%llu", &number) == 1 && number > s->slot.generation) {
-                s->slot.generation = number;
-            }
-        }
-        if (all) {
-            closedir(all);
-        }
+        kna__folder_list(s->folder, take_newest, &s->slot.generation);
     }
     kna__log_name(name, s->slot.generation);
     KNA_TRY(kna__file_open(&s->log, s->context, s->folder, name, KNA_FILE_WRITE));

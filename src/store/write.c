@@ -239,7 +239,7 @@ int kna_store_add_family(kna_store *s, const kna_family *family)
     }
     for (uint64_t i = 0; i < s->families.count; i++) {
         if (strcmp(kna__family_of(s, (int)i)->family.name, family->name) == 0) {
-            return KNA_FAIL(s->context, KNA_ENONE, "family %s: there is one already", family->name);
+            return KNA_FAIL(s->context, KNA_EEXISTS, "family %s: there is one already", family->name);
         }
     }
     if (s->families.count == KNA_MAX_FAMILIES) {
@@ -310,10 +310,9 @@ typedef struct addition {
     size_t memory; /* of parts and checks together */
 } addition;
 
-static int check_rows(const kna_store *s, const addition *a, int i, uint64_t *pieces)
+static int check_rows(const kna_store *s, const kna_store_rows *r, uint64_t *pieces)
 {
-    const kna_store_rows *r = &a->rows[i];
-    const kna__held_family *family = kna__family_of(s, r->family);
+    kna__held_family *family = kna__family_of(s, r->family);
     uint64_t bytes, scales_at;
     if (!family) {
         return KNA_FAIL(s->context, KNA_EINVAL, "rows: family %d is none of 0..%lld", r->family, (long long)s->families.count - 1);
@@ -333,11 +332,10 @@ static int check_rows(const kna_store *s, const addition *a, int i, uint64_t *pi
     if (!kna__part_size(&bytes, &scales_at, family->family.type, family->family.dim, (uint64_t)r->rows.rows)) {
         return KNA_FAIL(s->context, KNA_ELIMIT, "rows of family %s: too many for one document", family->family.name);
     }
-    for (int j = 0; j < i; j++) {
-        if (a->rows[j].family == r->family) {
-            return KNA_FAIL(s->context, KNA_EINVAL, "rows: family %s twice", family->family.name);
-        }
+    if (family->stamp == s->stamps) {
+        return KNA_FAIL(s->context, KNA_EINVAL, "rows: family %s twice", family->family.name);
     }
+    family->stamp = s->stamps;
     *pieces += kna__part_pieces(&(kna__part){ .bytes = bytes });
     return KNA_OK;
 }
@@ -364,8 +362,9 @@ static int check_document(kna_store *s, addition *a, const kna_document *documen
     if (document->tokens < 0 || (uint64_t)d->uri_bytes + d->tags_bytes + d->attributes_bytes > 1 << 28) {
         return KNA_FAIL(s->context, KNA_EINVAL, "document: %lld tokens, or texts above 256 MiB", (long long)document->tokens);
     }
+    s->stamps++;
     for (int i = 0; i < a->count; i++) {
-        KNA_TRY(check_rows(s, a, i, &a->pieces));
+        KNA_TRY(check_rows(s, &a->rows[i], &a->pieces));
         d->parts += a->rows[i].rows.rows > 0;
     }
     return KNA_OK;
@@ -426,7 +425,7 @@ int kna_store_add(kna_store *s, kna_document *document, const kna_store_rows *ro
     const kna__entry *old = kna__entry_named(s, a.document.uri, true);
     uint64_t old_id = old ? old->id : 0;
     if (old && !replace) {
-        return KNA_FAIL(s->context, KNA_ENONE, "document %.150s: there is one already, with number %llu", a.document.uri,
+        return KNA_FAIL(s->context, KNA_EEXISTS, "document %.150s: there is one already, with number %llu", a.document.uri,
                         (unsigned long long)old->id);
     }
     /* Room for all that comes after the rows, so that it cannot fail half done. */
