@@ -11,6 +11,7 @@
  *   4. Attention                       the operator, its options and its report; its gradients; merge of partial results
  *   5. Index                           what makes repeated calls on a growing key-value cache cheap
  *   6. Store                           documents and their rows in files, that survive
+ *   7. Search                          the nearest rows of a store: in kna_search.h, which this header ends with
  *
  * Letters: h query heads, h_kv key/value heads, g = h / h_kv query heads per KV head, m queries, n keys, d dimension of
  * keys, dv dimension of values, k neighbours. Shapes are written (h,m,d) and are row-major. A score is a logit: larger is
@@ -853,5 +854,7 @@ KNA_API KNA_CHECKED int kna_store_repair(kna_context *context, const char *folde
 #ifdef __cplusplus
 }
 #endif
+
+#include "kna_search.h"
 
 #endif /* KNA_H */

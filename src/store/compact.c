@@ -217,6 +217,10 @@ static bool is_in_use(const kna_store *s, const char *name)
     if (strncmp(name, "rows-", 5) == 0 && is_number(name + 5, &number)) {
         return number < s->segments.count && ((kna__segment *)kna__list_at(&s->segments, number))->end > 0;
     }
+    size_t length = strlen(name);
+    if (strncmp(name, "index-", 6) == 0 && length > 4 && strcmp(name + length - 4, ".new") == 0) {
+        return false; /* of an index that was not finished */
+    }
     return strcmp(name, "manifest.new") != 0; /* not ours to remove */
 }
 

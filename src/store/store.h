@@ -157,6 +157,8 @@ void kna__sweep(kna_store *store);
 /* ---- read.c */
 /* Where a part lies, its pieces compared with their checks if they have not been. */
 int kna__part_rows(kna_store *store, kna__held_part *part, const unsigned char **bytes);
+/* Some bytes of a part, only the pieces they lie in compared; NULL: not as written. Leaves no message: for many threads at once. */
+const unsigned char *kna__part_bytes(kna_store *store, const kna__held_part *part, uint64_t at, uint64_t bytes);
 kna_store_rows kna__part_as_rows(const kna_store *store, const kna__part *part, const unsigned char *bytes);
 
 #endif

@@ -159,10 +159,31 @@ static void drop_unsound(kna_store *s, int64_t *lost)
     }
 }
 
+typedef struct index_removal {
+    const kna_store *store;
+    int status;
+} index_removal;
+
+static bool remove_index(void *user, const char *name)
+{
+    index_removal *r = user;
+    r->status = strncmp(name, "index-", 6) == 0 ? kna__file_unlink(r->store->context, r->store->folder, name) : KNA_OK;
+    return r->status == KNA_OK;
+}
+
+/* Where a document is lost the numbers of its rows may be given again: an index must not speak of them. */
+static int remove_indexes(const kna_store *s)
+{
+    index_removal r = { s, KNA_OK };
+    kna__folder_list(s->folder, remove_index, &r);
+    return r.status == KNA_OK ? kna__folder_sync(s->context, s->folder) : r.status;
+}
+
 /* Both slots, so that nothing of before is gone by. */
 static int repair(kna_store *s, int64_t *kept, int64_t *lost)
 {
     KNA_TRY(find_log(s));
+    KNA_TRY(remove_indexes(s));
     KNA_TRY(salvage(s, lost));
     map_what_is_there(s);
     drop_unsound(s, lost);

@@ -9,6 +9,7 @@ may_know() {
         src/index) echo include src/base src/kernel ;;
         src/attend) echo include src/base src/kernel src/index ;;
         src/store) echo include src/base src/kernel ;;
+        src/search) echo include src/base src/kernel src/store ;;
         ggml) echo include ;;
         lm) echo include ggml ;;
         cli) echo include lm ;;

@@ -1,0 +1,98 @@
+/* build_flat.c - a flat index: all rows in lists, in the order of their numbers, about their common mean. */
+#include "search.h"
+
+enum { MOST_ROWS = 4096, LIST_BYTES = 1 << 20, MEAN_ROWS = 4096 };
+
+static uint64_t rows_of_list(uint64_t dim)
+{
+    uint64_t rows = LIST_BYTES / dim / KNA_BLOCK * KNA_BLOCK;
+    return rows > MOST_ROWS ? MOST_ROWS : rows < KNA_BLOCK ? KNA_BLOCK : rows;
+}
+
+/* All rows that can be in a list, ascending; rows with NaN or infinity are in none. Counts them where ids is NULL. */
+static int list_rows(const kna__rows *rows, uint32_t *ids, uint64_t *count, float *row)
+{
+    *count = 0;
+    for (uint64_t i = 0; i < rows->count; i++) {
+        const kna__run *run = &rows->runs[i];
+        for (uint64_t r = run->first; r < run->first + run->rows; r++) {
+            int status = kna__rows_read(rows, r, row);
+            if (status == KNA_EDAMAGED) {
+                return kna__rows_damaged(rows, run);
+            }
+            if (status == KNA_OK) {
+                ids[(*count)++] = (uint32_t)r;
+            }
+        }
+    }
+    return KNA_OK;
+}
+
+/* The mean of some rows, evenly spread: how good it is changes how tight bounds are, and nothing else. */
+static int find_mean(const kna__rows *rows, const uint32_t *ids, uint64_t count, int metric, float *center, float *row,
+                     double *sums)
+{
+    uint64_t every = count / MEAN_ROWS + 1, used = 0;
+    memset(sums, 0, (size_t)rows->dim * sizeof *sums);
+    for (uint64_t i = 0; i < count; i += every) {
+        if (kna__rows_read(rows, ids[i], row) != KNA_OK) {
+            return KNA_FAIL(rows->store->context, KNA_EDAMAGED, "index: row %u is not as it was read before", ids[i]);
+        }
+        double square = 0;
+        for (uint64_t c = 0; c < rows->dim; c++) {
+            square += (double)row[c] * (double)row[c];
+        }
+        if (square > 0 && square < 1e36) {
+            double factor = metric == KNA_COSINE ? 1 / __builtin_sqrt(square) : 1;
+            used++;
+            for (uint64_t c = 0; c < rows->dim; c++) {
+                sums[c] += factor * (double)row[c];
+            }
+        }
+    }
+    for (uint64_t c = 0; c < rows->dim; c++) {
+        center[c] = used ? (float)(sums[c] / (double)used) : 0;
+    }
+    return KNA_OK;
+}
+
+static int write_lists(kna__index_writer *w, const uint32_t *ids, uint64_t count, uint64_t each)
+{
+    for (uint64_t at = 0; at < count; at += each) {
+        KNA_TRY(kna__index_put_list(w, ids + at, count - at < each ? count - at : each));
+    }
+    return kna__index_finish(w);
+}
+
+static int build(const kna__rows *rows, int metric, uint32_t *ids, float *center, float *row, double *sums)
+{
+    uint64_t count, each = rows_of_list(rows->dim);
+    kna__index_writer writer;
+    KNA_TRY(list_rows(rows, ids, &count, row));
+    KNA_TRY(find_mean(rows, ids, count, metric, center, row, sums));
+    kna__index_head head = { .family = (uint32_t)rows->family,
+                             .kind = KNA_SEARCH_FLAT,
+                             .metric = (uint32_t)metric,
+                             .covered = rows->seen,
+                             .lists = (count + each - 1) / each,
+                             .centers = 1 };
+    int status = kna__index_begin(&writer, rows, &head, center);
+    status = status == KNA_OK ? write_lists(&writer, ids, count, each) : status;
+    kna__index_abandon(&writer);
+    return status;
+}
+
+int kna__build_flat(const kna__rows *rows, int metric)
+{
+    kna_context *context = rows->store->context;
+    size_t all = kna__size_product((size_t)rows->there, sizeof(uint32_t));
+    size_t room = (size_t)rows->dim * (sizeof(double) + 2 * sizeof(float));
+    uint32_t *ids = kna__allocate(&context->heap, all);
+    double *sums = kna__allocate(&context->heap, room);
+    float *center = (float *)(void *)(sums ? sums + rows->dim : NULL);
+    int status = ids && sums ? build(rows, metric, ids, center, center + rows->dim, sums)
+                             : KNA_FAIL(context, KNA_ENOMEM, "index: %llu rows", (unsigned long long)rows->there);
+    kna__release(&context->heap, sums, room);
+    kna__release(&context->heap, ids, all);
+    return status;
+}
