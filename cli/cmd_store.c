@@ -233,6 +233,7 @@ static const cli_command words[] = {
     { "compact", "give back the space of removed documents", store_cmd_compact },
     { "export", "rows and sidecar of many documents, or .safetensors", store_cmd_export },
     { "import", "the documents of another store", store_cmd_import },
+    { "bench", "how fast its rows are searched, and what share of the nearest is found", store_cmd_bench },
     { NULL, NULL, NULL },
 };
 

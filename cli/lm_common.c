@@ -133,7 +133,7 @@ int lm_desk_open(lm_desk *desk, const lm_input *input)
 int lm_desk_session(lm_desk *desk, int positions, int logits, int threads, const lm_attention *attention)
 {
     lm_error error = { { 0 } };
-    lm_session_options options = { positions, LM_STEP, logits, threads, *attention, desk->yarn };
+    lm_session_options options = { positions, LM_STEP, logits, threads, *attention, desk->yarn, 1, 0 };
     lm_session **session = &desk->group.sessions[desk->group.count];
     int status = lm_session_open(session, desk->model, &options, &error);
     if (status == LM_OK) {

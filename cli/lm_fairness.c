@@ -103,7 +103,7 @@ int fair_take(fair_set *set, const fair_source *from)
         return cli_fail("out of memory");
     }
     r->input = (lm_input){ from->model, NULL, from->threads, from->verbose };
-    const lm_take_request wanted = { &r->input, from->layers, from->context, !from->no_yarn, 0, LM_ATTENTION };
+    const lm_take_request wanted = { &r->input, from->layers, from->context, !from->no_yarn, LM_TAKE_QKV, LM_ATTENTION, 0, 0 };
     int code = lm_desk_open(&r->desk, &r->input);
     code = code == CLI_OK ? read_texts(r, from) : code;
     code = code == CLI_OK ? lm_take_tokens(&r->taken, &r->desk, &wanted, r->tokens) : code;

@@ -18,7 +18,7 @@ static void describe(heads_layer *layer, const lm_operands *o, double scale)
 int heads_take(heads_set *set, const heads_source *source)
 {
     const lm_input input = { source->model, source->file, source->threads, 0 };
-    const lm_take_request wanted = { &input, source->layers, source->context, !source->no_yarn, 0, LM_ATTENTION };
+    const lm_take_request wanted = { &input, source->layers, source->context, !source->no_yarn, LM_TAKE_QKV, LM_ATTENTION, 0, 0 };
     lm_desk desk = { 0 };
     lm_taken *taken = calloc(1, sizeof *taken);
     set->source = taken;

@@ -22,14 +22,14 @@ static int mark_layers(unsigned char *wanted, int layers, const char *list)
     return code;
 }
 
-static int choose_layers(lm_taken *taken, const char *list, const lm_model *model)
+static int choose_layers(lm_taken *taken, const lm_take_request *r, const lm_model *model)
 {
     int layers = lm_model_layers(model);
     unsigned char *wanted = calloc((size_t)layers + 1, 1);
     taken->operands = calloc((size_t)layers + 1, sizeof *taken->operands);
-    int code = wanted && taken->operands ? mark_layers(wanted, layers, list) : cli_fail("out of memory");
+    int code = wanted && taken->operands ? mark_layers(wanted, layers, r->layers) : cli_fail("out of memory");
     for (int layer = 0; code == CLI_OK && layer < layers; layer++) {
-        if (wanted[layer]) {
+        if (wanted[layer] && r->take) {
             taken->operands[taken->count++].layer = layer;
         }
     }
@@ -45,10 +45,23 @@ static int check_text(const lm_take_request *r, const lm_tokens *text)
     return CLI_OK;
 }
 
+static int longest_text(const lm_take_request *r)
+{
+    return (int)(r->window > 0 && r->window < r->context ? r->window : r->context);
+}
+
 static int open_session(lm_desk *desk, const lm_take_request *r)
 {
     lm_error error = { { 0 } };
-    const lm_session_options options = { (int)r->context, LM_STEP, 1, (int)r->input->threads, r->attention, r->yarn };
+    const int tokens = (int)r->context, window = (int)r->window;
+    const lm_session_options options = { .positions = lm_stretch_positions(tokens, window),
+                                         .batch = LM_STEP,
+                                         .logits = r->with_hidden ? LM_STEP : 1,
+                                         .threads = (int)r->input->threads,
+                                         .attention = r->attention,
+                                         .yarn = r->yarn,
+                                         .texts = lm_stretch_texts(tokens, window),
+                                         .watch = r->with_hidden };
     int status = lm_session_open(&desk->group.sessions[0], desk->model, &options, &error);
     desk->group.count = status == LM_OK;
     return lm_failed(status, &error);
@@ -57,15 +70,16 @@ static int open_session(lm_desk *desk, const lm_take_request *r)
 int lm_take_tokens(lm_taken *taken, lm_desk *desk, const lm_take_request *r, const int32_t *tokens)
 {
     lm_error error = { { 0 } };
-    int code = choose_layers(taken, r->layers, desk->model);
+    int code = choose_layers(taken, r, desk->model);
     if (code == CLI_OK) {
-        lm_warn_positions(desk->model, (int)r->context, r->yarn);
+        lm_warn_positions(desk->model, longest_text(r), r->yarn);
         code = open_session(desk, r);
     }
     if (code == CLI_OK) {
         cli_progress_start("reading");
-        int status =
-            lm_operands_take(taken->operands, taken->count, &desk->group, tokens, (int)r->context, r->with_output, &error);
+        const lm_stretch stretch = { tokens, (int)r->context, (int)r->window, r->take };
+        lm_hidden *hidden = r->with_hidden ? &taken->hidden : NULL;
+        int status = lm_operands_take(taken->operands, taken->count, hidden, &desk->group, &stretch, &error);
         cli_progress_end();
         code = lm_failed(status, &error);
     }
@@ -87,5 +101,6 @@ void lm_taken_free(lm_taken *taken)
     for (int i = 0; i < taken->count; i++) {
         lm_operands_free(&taken->operands[i]);
     }
+    lm_hidden_free(&taken->hidden);
     free(taken->operands);
 }

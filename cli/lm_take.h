@@ -11,13 +11,17 @@ typedef struct lm_take_request {
     const lm_input *input;
     const char *layers; /* a list, as in layers.h; NULL: all */
     int64_t context;    /* tokens of the text */
-    int yarn, with_output;
+    int yarn;
+    unsigned take;          /* LM_TAKE_..; 0: no layers are looked at */
     lm_attention attention; /* by which the model reads */
+    int64_t window;         /* the tokens are texts of so many each, read by themselves; 0: one text */
+    int with_hidden;        /* 1: also what the last feed-forward part is given */
 } lm_take_request;
 
 typedef struct lm_taken {
     lm_operands *operands; /* layers ascending */
     int count;
+    lm_hidden hidden;
 } lm_taken;
 
 /* lm_take() - returns CLI_OK or an exit code, having printed why; free with lm_taken_free() in any case. */

@@ -102,5 +102,6 @@ int store_cmd_repair(int argc, char **argv);
 int store_cmd_compact(int argc, char **argv);
 int store_cmd_export(int argc, char **argv);
 int store_cmd_import(int argc, char **argv);
+int store_cmd_bench(int argc, char **argv);
 
 #endif /* KNA_CLI_STORE_H */

@@ -153,6 +153,8 @@ typedef struct lm_session_options {
     int threads;   /* 0: lm_processors() */
     lm_attention attention;
     int yarn; /* 1: beyond what the model was trained with, positions are stretched (lm_model_yarn()); 0: taken as they are */
+    int texts; /* most texts read side by side by jobs that do (lm_operands_take()), 0: 1; `positions` are those of all together */
+    int watch; /* 1: what the last feed-forward layer is given can be kept (lm_operands_take()) */
 } lm_session_options;
 
 /* Time spent inside the model: calls with one token behind others are decode, all others prefill. */

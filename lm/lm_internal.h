@@ -30,6 +30,10 @@ struct lm_session {
     int opened; /* the method it was opened with */
     int positions, batch_size, logit_rows, threads;
     int yarn;
+    int texts;                           /* sequences the cache can tell apart */
+    ggml_backend_sched_eval_callback on_tensor; /* of whoever keeps hidden states just now; NULL: nobody */
+    void *on_tensor_user;
+    int is_stopped; /* the rest of the graph is not needed */
     int count;
     int last_count, last_scored; /* of the latest decode: where its logits are */
     lm_timing timing;
@@ -42,6 +46,11 @@ int lm__fail(lm_error *error, int status, const char *format, ...) LM_PRINTF(3, 
 /* lm__log_reset() - forget the last complaint of llama.cpp; lm__log_last() - that complaint since then, "" if none. */
 void lm__log_reset(void);
 const char *lm__log_last(void);
+
+/* lm__decode_forget() - decode tokens of texts of `window` tokens each, read side by side by themselves, the last of them possibly shorter; or, if
+ * count <= window, tokens that follow those in the cache. Whoever watches the session may set is_stopped when all is seen, which saves
+ * the rest. scored: 1: rows of all tokens reach the end of the last layer. The cache is empty afterwards. */
+int lm__decode_forget(lm_session *session, const int32_t *tokens, int count, int window, int scored, lm_error *error);
 
 /* lm__beside_executable() - "<folder of this program>/<name>" into path. 0: it does not fit or the folder is unknown. */
 int lm__beside_executable(char *path, size_t size, const char *name);

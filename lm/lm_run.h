@@ -122,18 +122,45 @@ typedef struct lm_operands {
     int k_type, v_type; /* as in kna_rows: what the cache is made of, f16 */
     float *q;           /* (heads, rows, dim), unscaled; like the keys as attention sees them, after RoPE */
     void *k, *v;        /* (kv_heads, rows, dim), (kv_heads, rows, value_dim) */
-    float *out;         /* (heads, rows, value_dim); NULL if not wanted */
+    float *out;         /* (heads, rows, value_dim) */
 } lm_operands;
 
+/* What the feed-forward part of the last layer is given, normalised: the state that the next token is told from. */
+typedef struct lm_hidden {
+    int64_t rows, dim;
+    float *x; /* (rows, dim) */
+} lm_hidden;
+
+/* Of a layer's operands, what is kept. */
+#define LM_TAKE_Q   1u
+#define LM_TAKE_K   2u
+#define LM_TAKE_V   4u
+#define LM_TAKE_OUT 8u
+#define LM_TAKE_QKV (LM_TAKE_Q | LM_TAKE_K | LM_TAKE_V)
+
+/* Tokens to be read, and how. */
+typedef struct lm_stretch {
+    const int32_t *tokens;
+    int rows;
+    int window; /* the tokens are texts of so many each, the last one possibly shorter, that are read by themselves; 0: one text */
+    unsigned take; /* LM_TAKE_..; what is not named stays NULL */
+} lm_stretch;
+
+/* lm_stretch_texts(), lm_stretch_positions() - `texts` and `positions` of a session for this. */
+int lm_stretch_texts(int rows, int window);
+int lm_stretch_positions(int rows, int window);
+
 /*
- * lm_operands_take() - read tokens 0 .. rows-1 into the first session, which is empty and computes with the plugin, and keep the
- * operands of some layers.
+ * lm_operands_take() - read tokens into the first session, which is empty and computes with the plugin, and keep the operands of some
+ * layers. Short texts are read side by side, and none farther into the model than to the last layer that is wanted.
  *
  * In/out: operands  `count` of them; .layer says which layer, all else is zero. Free each with lm_operands_free(), also on failure.
- * Returns: LM_EMODEL where a layer has no attention, or one whose cache is not laid out by position.
+ *         hidden    all zero; the session was opened with `watch` and keeps LM_STEP logit rows. NULL: not wanted. Free likewise.
+ * Returns: LM_EMODEL where a layer has no attention, or one whose cache is not laid out by position, or no feed-forward part is found.
  */
-int lm_operands_take(lm_operands *operands, int count, const lm_group *group, const int32_t *tokens, int rows, int with_out,
+int lm_operands_take(lm_operands *operands, int count, lm_hidden *hidden, const lm_group *group, const lm_stretch *stretch,
                      lm_error *error);
 void lm_operands_free(lm_operands *operands);
+void lm_hidden_free(lm_hidden *hidden);
 
 #endif /* KNA_LM_RUN_H */

@@ -23,6 +23,12 @@ int lm__is_flash(const lm_attention *attention)
     return attention->method != LM_OFF || attention->flash;
 }
 
+static bool show_tensor(struct ggml_tensor *tensor, bool ask, void *user)
+{
+    lm_session *session = user;
+    return session->on_tensor ? session->on_tensor(tensor, ask, session->on_tensor_user) : !ask;
+}
+
 /* YaRN, on top of whatever stretching the model was trained with. */
 static void stretch(struct llama_context_params *params, const lm_model *model, double times)
 {
@@ -32,7 +38,7 @@ static void stretch(struct llama_context_params *params, const lm_model *model, 
     params->yarn_orig_ctx = trained >= 1.0 ? (uint32_t)model->positions : 0;
 }
 
-static struct llama_context_params context_params(const lm_session *session)
+static struct llama_context_params context_params(lm_session *session, int watch)
 {
     struct llama_context_params params = llama_context_default_params();
     double times = session->yarn ? lm_model_yarn(session->model, session->positions) : 1.0;
@@ -49,6 +55,12 @@ static struct llama_context_params context_params(const lm_session *session)
     if (times > 1.0) {
         stretch(&params, session->model, times);
     }
+    params.n_seq_max = (uint32_t)session->texts;
+    params.kv_unified = session->texts > 1;
+    if (watch) {
+        params.cb_eval = show_tensor;
+        params.cb_eval_user_data = session;
+    }
     params.offload_kqv = false;
     params.op_offload = false;
     return params;
@@ -60,6 +72,9 @@ static int check_options(const lm_session_options *options, lm_error *error)
         return lm__fail(error, LM_EINVAL,
                         "context %d, batch %d, logits %d, threads %d: the context must be at least 1, none negative",
                         options->positions, options->batch, options->logits, options->threads);
+    }
+    if (options->texts < 0 || options->texts > (int)llama_max_parallel_sequences()) {
+        return lm__fail(error, LM_EINVAL, "%d texts side by side: at most %d", options->texts, (int)llama_max_parallel_sequences());
     }
     if (options->attention.method < 0 || options->attention.method >= LM_METHOD_COUNT) {
         return lm__fail(error, LM_EINVAL, "attention method %d does not exist", options->attention.method);
@@ -77,6 +92,7 @@ static void take_options(lm_session *session, const lm_session_options *options)
     session->attention = options->attention;
     session->opened = options->attention.method;
     session->yarn = options->yarn;
+    session->texts = options->texts > 0 ? options->texts : 1;
     session->positions = options->positions;
     session->batch_size = at_most(options->batch > 0 ? options->batch : 512, options->positions);
     session->logit_rows = options->logits > 0 ? at_most(options->logits, session->batch_size) : session->batch_size;
@@ -103,7 +119,7 @@ int lm_session_open(lm_session **out, lm_model *model, const lm_session_options 
         goto fail;
     }
     lm__log_reset();
-    session->llama = llama_init_from_model(model->llama, context_params(session));
+    session->llama = llama_init_from_model(model->llama, context_params(session, options->watch));
     session->batch = llama_batch_init(session->batch_size, 0, 1);
     if (!session->llama || !session->batch.token) {
         status = lm__fail(error, LM_ENOMEM, "cannot make a context of %d positions: %s", session->positions, lm__log_last());

@@ -18,7 +18,7 @@ common=$(section "$root/doc/cli.md" '^## What holds for all')
 models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$d')
 : >"$work/all"
 commands=(attend grad fairness 'bench decode' 'bench prefill' 'bench attend' 'bench heads' 'bench paper')
-words=(create add ls rm get stat verify repair compact export import)
+words=(create add ls rm get stat verify repair compact export import bench)
 commands+=("${words[@]/#/store }")
 headings=('^## kna attend' '^## kna grad' '^## kna fairness' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode' '^## kna bench heads' '^## kna bench paper')
 headings+=("${words[@]/#/^### kna store }")

@@ -27,7 +27,7 @@ try() {
     try store --help
     try store
     try store frobnicate
-    for word in create add ls rm get stat verify repair compact export import; do try store "$word" --help; done
+    for word in create add ls rm get stat verify repair compact export import bench; do try store "$word" --help; done
     try store create
     try store create dir more
     try store create dir --dim 65537

@@ -16,7 +16,7 @@ static int32_t tokens[900];
 static lm_session *session_with(int method, int flash, int positions, int yarn)
 {
     lm_session *session = NULL;
-    lm_session_options options = { positions, 512, 1, 1, LM_ATTENTION, yarn };
+    lm_session_options options = { positions, 512, 1, 1, LM_ATTENTION, yarn, 1, 0 };
     options.attention.method = method;
     options.attention.flash = flash;
     EXPECT_THAT(lm_session_open(&session, model, &options, &error) == LM_OK, "%s", error.text);
