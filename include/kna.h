@@ -676,9 +676,15 @@ KNA_API KNA_CHECKED int kna_index_clusters(kna_context *context, int32_t *cluste
  * One process writes at a time (a second one is told so at once: KNA_EBUSY), any number read. A reader sees the store as of its
  * kna_store_open() or last kna_store_refresh(), whatever is written meanwhile. Not for file systems of other machines (NFS).
  *
+ * fork(): a child may go on reading through a store that its parent opened, as of then (a reader's also with kna_store_refresh()), and
+ * close it; it writes through none (KNA_EINVAL), and what it closes is its own: the parent's transaction and lock stay as they are. A
+ * child that neither closes nor runs another program keeps the lock of a parent that dies, so until it ends there is no next writer.
+ *
+ * Read-only media: a reader writes nothing, and needs no lock file. Descriptors 0 to 2 are never used for a store.
+ *
  * Threads: a kna_store serves one call at a time, through the context it was opened with.
- * After a write or a flush has failed the store takes no more: KNA_EIO until it is opened again, because what a failed flush has
- * lost cannot be known (Rebello et al. 2020).
+ * After a commit or a compaction has failed in a flush or behind it, the store takes no more: KNA_EIO until it is opened again, because
+ * what a failed flush has lost cannot be known; the next writer writes the receipt anew (Rebello et al. 2020).
  */
 typedef struct kna_store kna_store;
 
@@ -757,7 +763,8 @@ KNA_API KNA_CHECKED int kna_store_open(kna_context *context, kna_store **store, 
 KNA_API void kna_store_close(kna_store *store);
 
 /* kna_store_refresh() - a reader: go on to what is committed now. *changed (may be NULL): whether that is anything new. Pointers given
- * out before are void. Returns KNA_OK, KNA_EDAMAGED, KNA_EIO, KNA_ENOMEM; after an error the store is as before. */
+ * out before are void. Never back: KNA_OK and no change where there is nothing newer. Returns KNA_OK, KNA_EDAMAGED, KNA_EIO,
+ * KNA_ENOMEM; after an error it is to be closed, and opened again. */
 KNA_API KNA_CHECKED int kna_store_refresh(kna_store *store, int *changed);
 
 /* kna_store_info_get() - what it holds. Costs a look at a byte per 64 KiB of rows. KNA_OK or KNA_EINVAL. */
@@ -810,7 +817,8 @@ KNA_API const char *kna_store_note_text(const kna_store *store, const char *name
  * kna_store_rows_of() - rows of a document, where they lie in the mapped file.
  *
  * Out:     *rows: 0 rows where the document has none of the family. Valid as texts are.
- * Returns: KNA_OK, KNA_ENONE (no such document), KNA_EINVAL (no such family), KNA_EDAMAGED (they are not what was written).
+ * Returns: KNA_OK, KNA_ENONE (no such document), KNA_EINVAL (no such family), KNA_EDAMAGED (they are not what was written), KNA_EIO (they
+ *          cannot be read).
  * Cost:    the first time their pieces are read and compared with their checks (about 10 GB/s where they are in memory).
  */
 KNA_API KNA_CHECKED int kna_store_rows_of(kna_store *store, int64_t id, int family, kna_store_rows *rows);
@@ -836,18 +844,23 @@ KNA_API KNA_CHECKED int kna_store_verify(kna_store *store, int64_t *damaged,
                                          void (*tell)(void *user, int64_t id, const char *what), void *user);
 
 /*
- * kna_store_compact() - the writer: write anew what files hold of removed documents at least `share` (0 to 1) of, and the log; then
- * remove the old ones. Rows and documents keep their numbers. Readers go on with what they have open.
+ * kna_store_compact() - the writer: write anew files of which at least `share` (0 to 1) belongs to no document any more, and the log;
+ * then remove the old ones. Rows and documents keep their numbers. Readers go on with what they have open.
  *
- * Returns: as kna_store_commit(); KNA_EDAMAGED: a document to be kept is damaged (kna_store_repair() leaves it out).
+ * Returns: as kna_store_commit(); KNA_EDAMAGED: a document to be kept is damaged (kna_store_repair() leaves it out); KNA_ELIMIT: 1,048,576
+ *          files were begun in the life of the store.
  */
 KNA_API KNA_CHECKED int kna_store_compact(kna_store *store, double share);
 
 /*
  * kna_store_repair() - of a store that does not open, or has damaged documents: keep what is sound, drop what is not, and say so.
  *
+ * What was never committed is not taken up, and what was removed stays removed, also where the record of the removal is the damaged one;
+ * but of removals damaged together, one after the other, only those of documents that were replaced.
+ *
  * Out:     *kept, *lost  documents.
- * Returns: KNA_OK; KNA_EFORMAT, KNA_EBUSY, KNA_EIO, KNA_ENOMEM.
+ * Returns: KNA_OK; KNA_ENONE (no such folder), KNA_EFORMAT, KNA_EDAMAGED (no log is left), KNA_EBUSY, KNA_EIO (also a log that the device
+ *          cannot read), KNA_ENOMEM.
  */
 KNA_API KNA_CHECKED int kna_store_repair(kna_context *context, const char *folder, int64_t *kept, int64_t *lost);
 

@@ -2,6 +2,7 @@
  * crash_store.c - a store after a crash: at random moments of a random life, thousands of times, the folder is what a disk that keeps
  * any part of what was not flushed may have kept; and every commit that was acknowledged is there, none half, none that was removed.
  *
+ * Now and then a flush fails, and what it was to flush is lost while the system still shows it; the writer is closed and opened again.
  * Some of these folders become the store that life goes on with, so crashes come while the store recovers from one, too. --states=N
  * sets how many (default 1500; 5000 and more for a long run).
  */
@@ -15,7 +16,7 @@ static kna_context *context, *checker;
 static char home[80], crashed[80];
 static model acknowledged, coming; /* coming: what the commit being made would give */
 static bool committing, adopt, killed;
-static long states, most_states, found_new, adopted, kills;
+static long states, most_states, found_new, adopted, kills, lost;
 static kna_store *store;
 
 /* A crash now: what is left is opened, compared, written to, and opened again. */
@@ -60,6 +61,15 @@ static void moment(void)
     }
 }
 
+/* A flush that is to be lost and was not. */
+static bool losing;
+static bool give_up_losing(void)
+{
+    disk_lose_flush(NULL);
+    losing = false;
+    return true;
+}
+
 /* Opened, however often it is killed in the middle of that. */
 static kna_store *open_again(int64_t segment_bytes)
 {
@@ -74,7 +84,8 @@ static kna_store *open_again(int64_t segment_bytes)
         status = kna_store_open(context, &opened, home, &o);
         kills += killed;
         if (killed) kna_store_close(opened);
-    } while (killed);
+    } while (killed || (losing && status == KNA_EIO && give_up_losing()));
+    (void)give_up_losing();
     WELL(context, status);
     return opened;
 }
@@ -104,11 +115,11 @@ static void fall_over(int64_t segment_bytes)
     coming = acknowledged;
 }
 
-/* Killed in the middle of a call: the next writer finds what was written, flushed or not; and crashes come on top of that. */
+/* Killed in the middle of a call, or told that a flush failed: the next writer finds what was written, flushed or not; and crashes come on top of that. */
 static void come_back(int64_t segment_bytes)
 {
     kna_store_close(store);
-    kills++;
+    kills += killed;
     store = open_again(segment_bytes);
     if (store && !has_ids_of(store, &acknowledged)) {
         EXPECT(committing && has_ids_of(store, &coming));
@@ -134,6 +145,9 @@ static void a_life(void)
     for (int step = 0; step < 150 && store && states < most_states && test_state.failures <= 5; step++) {
         uint32_t what = (uint32_t)test_below(100);
         int64_t id;
+        bool failed = false;
+        losing = test_below(40) == 0;
+        if (losing) disk_lose_flush(test_below(2) ? "" : "manifest");
         if (what < 50) {
             int old = model_named(&coming, ++number), status = add(store, number, 1, &id);
             if (!killed && WELL(context, status)) {
@@ -147,7 +161,8 @@ static void a_life(void)
         } else if (what < 84) {
             committing = true;
             int status = kna_store_commit(store);
-            if (!killed || status == KNA_OK) {
+            failed = losing && status == KNA_EIO;
+            if ((!killed && !failed) || status == KNA_OK) {
                 if (!WELL(context, status)) break;
                 committing = false;
                 acknowledged = coming;
@@ -156,13 +171,16 @@ static void a_life(void)
             kna_store_rollback(store);
             coming = acknowledged;
             int status = what < 86 ? kna_store_compact(store, 0.3) : KNA_OK;
-            if (!killed) WELL(context, status);
+            failed = losing && status == KNA_EIO;
+            if (!killed && !failed) WELL(context, status);
         } else if (what < 92) {
             kna_store_close(store);
             coming = acknowledged;
             store = open_again(segment_bytes);
         }
-        if (killed) come_back(segment_bytes);
+        lost += failed;
+        if (killed || failed) come_back(segment_bytes);
+        (void)give_up_losing();
         if (adopt && store) {
             adopt = false;
             fall_over(segment_bytes);
@@ -176,9 +194,9 @@ static void lives(void)
 {
     int count = 0;
     for (; states < most_states && test_state.failures <= 5; count++) a_life();
-    printf("  %ld states of %d lives; in %ld a commit not yet acknowledged was there; %ld times life went on from one, %ld times after a kill\n",
-           states, count, found_new, adopted, kills);
-    EXPECT(found_new > 0 && adopted > 0 && kills > 0);
+    printf("  %ld states of %d lives; in %ld a commit not yet acknowledged was there; %ld times life went on from one, %ld times after a kill, %ld times after a flush was lost\n",
+           states, count, found_new, adopted, kills, lost);
+    EXPECT(found_new > 0 && adopted > 0 && kills > 0 && lost > 0);
 }
 
 int main(int argc, char **argv)

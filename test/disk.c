@@ -35,6 +35,7 @@ typedef struct change { /* of a name: to an inode, or -1: gone */
 
 static struct {
     bool on, paused, dead;
+    const char *lose; /* the flush of this one */
     char folder[128];
     void (*moment)(void);
     inode inodes[MOST_FILES];
@@ -160,10 +161,33 @@ static ssize_t recorded_write(int fd, const void *from, size_t count, off_t at)
     return put;
 }
 
+static void forget(inode *i)
+{
+    for (size_t w = 0; w < i->count; w++) free(i->writes[w].what.at);
+    i->count = 0;
+}
+
+/* Whether the flush of this file is the one that fails. */
+static bool is_lost(int i)
+{
+    const char *lose = disk.lose;
+    for (int c = 0; lose && c < disk.name_count + disk.change_count; c++) {
+        const change *of = c < disk.name_count ? &disk.names[c] : &disk.changes[c - disk.name_count];
+        if (of->inode == i && strncmp(of->name, lose, strlen(lose)) == 0) {
+            disk.lose = NULL;
+            forget(&disk.inodes[i]);
+            errno = EIO;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int recorded_sync(int fd)
 {
     if (is_dead()) return -1;
     if (!disk.paused && disk.of_fd[fd] >= 0) {
+        if (is_lost(disk.of_fd[fd])) return -1;
         tell(); /* a moment before */
         if (is_dead()) return -1;
         flush(&disk.inodes[disk.of_fd[fd]]);
@@ -235,6 +259,7 @@ void disk_begin(const char *folder, void (*moment)(void))
     snprintf(disk.folder, sizeof disk.folder, "%s", folder);
     disk.on = true;
     disk.paused = disk.dead = false;
+    disk.lose = NULL;
     for (int i = 0; i < MOST_FD; i++) disk.of_fd[i] = -1;
     FILE *list = NULL;
     char command[200], name[64];
@@ -263,11 +288,16 @@ void disk_die(bool dead)
     disk.dead = dead;
 }
 
+void disk_lose_flush(const char *name)
+{
+    disk.lose = name;
+}
+
 void disk_end(void)
 {
     kna__file_calls = disk.system;
     for (int i = 0; i < disk.inode_count; i++) {
-        for (size_t w = 0; w < disk.inodes[i].count; w++) free(disk.inodes[i].writes[w].what.at);
+        forget(&disk.inodes[i]);
         free(disk.inodes[i].flushed.at);
         free(disk.inodes[i].writes);
     }

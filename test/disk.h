@@ -23,6 +23,10 @@ void disk_pause(bool off);
  * memory still, unflushed. Until disk_die(false). */
 void disk_die(bool dead);
 
+/* The next flush of a file whose name begins so ("": any) fails, and what it was to flush is lost to the disk while the system's memory
+ * has it still: later flushes go well without it, as on Linux. NULL: no longer. */
+void disk_lose_flush(const char *name);
+
 /* The folder as a crash now leaves it, made in `to`, an empty folder; what is kept is up to the test's random numbers. */
 void disk_crash(const char *to);
 

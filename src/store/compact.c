@@ -11,21 +11,30 @@
 /* ---- which segments are worth it */
 
 typedef struct use {
-    uint64_t live, dead; /* bytes of documents there are, and of removed ones */
-    bool anew;           /* what is live in it is copied */
+    uint64_t live; /* bytes of documents there are, each part up to where another may begin */
+    bool anew;     /* what is live in it is copied */
 } use;
 
-static void count_uses(const kna_store *s, double share, use *uses)
+/* What of a segment's file belongs to no document is dead, whoever had it: a log of after a compaction no longer speaks of those
+ * removed before it. A file that is not there, in a repair, has nothing. */
+static int count_uses(const kna_store *s, double share, use *uses)
 {
     memset(uses, 0, (size_t)s->segments.count * sizeof *uses);
     for (uint64_t i = 0; i < s->parts.count; i++) {
         const kna__held_part *held = kna__list_at(&s->parts, i);
-        use *of = &uses[held->part.segment];
-        *(((kna__entry *)kna__list_at(&s->entries, held->entry))->removed ? &of->dead : &of->live) += held->part.bytes;
+        if (!((kna__entry *)kna__list_at(&s->entries, held->entry))->removed) {
+            uses[held->part.segment].live += (held->part.bytes + KNA_PART_ALIGNMENT - 1) / KNA_PART_ALIGNMENT * KNA_PART_ALIGNMENT;
+        }
     }
     for (uint64_t i = 0; i < s->segments.count; i++) {
-        uses[i].anew = uses[i].dead > 0 && (double)uses[i].dead >= share * (double)(uses[i].dead + uses[i].live);
+        const kna__segment *segment = kna__list_at(&s->segments, i);
+        uint64_t bytes = 0;
+        if (segment->end && segment->file.fd >= 0) {
+            KNA_TRY(kna__file_size(&segment->file, &bytes));
+        }
+        uses[i].anew = bytes > uses[i].live && (double)(bytes - uses[i].live) >= share * (double)bytes;
     }
+    return KNA_OK;
 }
 
 /* ---- the new log, in memory */
@@ -121,7 +130,7 @@ static int add_all(kna_store *s, kna__list *log, uint64_t *check, const use *use
     kna__commit commit = { .transaction = s->slot.transaction + 1,
                            .next_document = s->next_document,
                            .documents = s->visible - s->removed,
-                           .next_segment = s->next_segment,
+                           .next_segment = kna__next_segment(s),
                            .time_us = kna__now_us() };
     kna__commit_encode(body, &commit);
     return add_record(s, log, check, KNA_RECORD_COMMIT, body, sizeof body);
@@ -168,10 +177,11 @@ int kna__generation_write(kna_store *s, double share)
     if (!uses) {
         return KNA_FAIL(s->context, KNA_ENOMEM, "store: out of memory");
     }
-    count_uses(s, share, uses);
-    s->out_segment = s->first_segment = s->next_segment++; /* nothing is added to a segment that may go */
+    s->out_segment = s->first_segment = s->next_segment; /* nothing is added to a segment that may go */
+    kna__next_segment_after(s, s->out_segment);
     s->out_at = s->out_used = 0;
-    int status = write_generation(s, &log, uses);
+    int status = count_uses(s, share, uses);
+    status = status == KNA_OK ? write_generation(s, &log, uses) : status;
     kna__release(&s->context->heap, uses, bytes);
     kna__list_free(s->context, &log);
     return status;

@@ -12,9 +12,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Never as 0, 1 or 2, where these are closed: what a program prints, not knowing, would go into the store. */
 static int open_file(const char *path, int flags)
 {
-    return open(path, flags | O_CLOEXEC, 0666);
+    int fd = open(path, flags | O_CLOEXEC, 0666);
+    if (fd < 0 || fd > STDERR_FILENO) {
+        return fd;
+    }
+    int above = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1), error = errno;
+    (void)close(fd);
+    errno = error;
+    return above;
 }
 
 static off_t size_of(int fd)
@@ -42,6 +50,13 @@ static int lock_file(int fd)
     return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
+/* A child that was forked has the same open file, and would keep the lock: so it is given back, not left to close(). */
+static int unlock_file(int fd)
+{
+    struct flock lock = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
 static bool is_locked(int fd)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
@@ -63,6 +78,7 @@ kna__calls kna__file_calls = {
     .rename = rename,
     .unlink = unlink,
     .lock = lock_file,
+    .unlock = unlock_file,
     .is_locked = is_locked,
 };
 
@@ -77,7 +93,8 @@ int kna__path(char path[KNA_PATH_BYTES], kna_context *context, const char *folde
 
 static int failed(const kna__file *file, const char *what)
 {
-    return KNA_FAIL(file->context, KNA_EIO, "%s: %s: %s", file->name, what, strerror(errno));
+    const char *advice = errno == ENOSPC || errno == EDQUOT ? "; make room and try again" : "";
+    return KNA_FAIL(file->context, KNA_EIO, "%s: %s: %s%s", file->name, what, strerror(errno), advice);
 }
 
 int kna__file_open(kna__file *file, kna_context *context, const char *folder, const char *name, int how)
@@ -105,21 +122,47 @@ void kna__file_close(kna__file *file)
     file->fd = -1;
 }
 
+/* How many of the bytes there are; below 0 where they cannot be read. */
+static int64_t read_all(const kna__file *file, void *to, size_t bytes, uint64_t at)
+{
+    size_t done = 0;
+    ssize_t got = 1;
+    while (done < bytes && got != 0) {
+        got = kna__file_calls.read_at(file->fd, (char *)to + done, bytes - done, (off_t)(at + done));
+        if (got < 0 && errno != EINTR) {
+            return -1;
+        }
+        done += got > 0 ? (size_t)got : 0;
+    }
+    return (int64_t)done;
+}
+
+int kna__file_fetch(const kna__file *file, void *to, size_t bytes, uint64_t at)
+{
+    int64_t got = read_all(file, to, bytes, at);
+    return got < 0 ? KNA_EIO : got < (int64_t)bytes ? KNA_EDAMAGED : KNA_OK;
+}
+
 int kna__file_read(const kna__file *file, void *to, size_t bytes, uint64_t at)
 {
-    for (size_t done = 0; done < bytes;) {
-        ssize_t got = kna__file_calls.read_at(file->fd, (char *)to + done, bytes - done, (off_t)(at + done));
-        if (got < 0 && errno == EINTR) {
-            continue;
-        }
-        if (got < 0) {
-            return failed(file, "reading");
-        }
-        if (got == 0) {
-            return KNA_FAIL(file->context, KNA_EDAMAGED, "%s: ends at byte %llu, before %llu", file->name,
-                            (unsigned long long)(at + done), (unsigned long long)(at + bytes));
-        }
-        done += (size_t)got;
+    int64_t got = read_all(file, to, bytes, at);
+    if (got < 0) {
+        return failed(file, "reading");
+    }
+    if (got < (int64_t)bytes) {
+        return KNA_FAIL(file->context, KNA_EDAMAGED, "%s: ends at byte %llu, before %llu", file->name,
+                        (unsigned long long)(at + (uint64_t)got), (unsigned long long)(at + bytes));
+    }
+    return KNA_OK;
+}
+
+int kna__file_touch(const kna__file *file, uint64_t from, uint64_t end)
+{
+    unsigned char bytes[16384];
+    while (from < end) {
+        size_t now = end - from < sizeof bytes ? (size_t)(end - from) : sizeof bytes;
+        KNA_TRY(kna__file_read(file, bytes, now, from));
+        from += now;
     }
     return KNA_OK;
 }

@@ -27,6 +27,7 @@ typedef struct kna__calls {
     int (*rename)(const char *from, const char *to);
     int (*unlink)(const char *path);
     int (*lock)(int fd);       /* for this open file alone, exclusively: 0, or -1 with EAGAIN where another has it */
+    int (*unlock)(int fd);     /* also where a child of this process has the file open, too */
     bool (*is_locked)(int fd); /* by another one */
 } kna__calls;
 
@@ -46,10 +47,15 @@ int kna__file_open(kna__file *file, kna_context *context, const char *folder, co
 void kna__file_close(kna__file *file);
 /* All of the bytes; KNA_EDAMAGED where the file ends before them. */
 int kna__file_read(const kna__file *file, void *to, size_t bytes, uint64_t at);
+/* The same without a message, for many threads at once. */
+int kna__file_fetch(const kna__file *file, void *to, size_t bytes, uint64_t at);
 /* KNA_EIO; a full disk is named. */
 int kna__file_write(const kna__file *file, const void *from, size_t bytes, uint64_t at);
 int kna__file_sync(const kna__file *file);
 int kna__file_size(const kna__file *file, uint64_t *bytes);
+/* Read the bytes `from`..`end`-1 and drop them: what cannot be read fails here, where it is an error, and not in a map, where it is the
+ * end of the process. */
+int kna__file_touch(const kna__file *file, uint64_t from, uint64_t end);
 /* KNA_EDAMAGED where the file is shorter than what is to be mapped. bytes 0: *map is NULL. */
 int kna__file_map(const kna__file *file, const void **map, size_t bytes);
 void kna__file_unmap(const void *map, size_t bytes);

@@ -72,6 +72,19 @@ int kna__slots_read(kna_context *context, const kna__file *manifest, kna__slot *
     return KNA_OK;
 }
 
+int kna__slots_look(kna_context *context, const kna__file *manifest, kna__slot *newest, bool *one_is_bad)
+{
+    int status = KNA_OK;
+    for (int i = 0; i < TRIES; i++) {
+        status = kna__slots_read(context, manifest, newest, one_is_bad);
+        if (status != KNA_EDAMAGED && (status != KNA_OK || !*one_is_bad)) {
+            break;
+        }
+        usleep(500);
+    }
+    return status;
+}
+
 int kna__slot_write(const kna__file *manifest, const kna__slot *slot)
 {
     unsigned char bytes[KNA_SLOT_BYTES];
@@ -163,17 +176,27 @@ static int write_manifest(kna_context *context, const char *folder, const kna__s
     return kna__folder_sync(context, folder);
 }
 
+int kna__uuid_make(kna_context *context, unsigned char uuid[16])
+{
+    return getrandom(uuid, 16, 0) == 16 ? KNA_OK
+                                        : KNA_FAIL(context, KNA_EIO, "random numbers for the store's uuid: %s", strerror(errno));
+}
+
 static int make_files(kna_context *context, const char *folder)
 {
     kna__slot slot = { .transaction = 1, .generation = 1 };
-    kna__file lock;
-    if (getrandom(slot.uuid, sizeof slot.uuid, 0) != (ssize_t)sizeof slot.uuid) {
-        return KNA_FAIL(context, KNA_EIO, "random numbers for the store's uuid: %s", strerror(errno));
-    }
-    KNA_TRY(kna__file_open(&lock, context, folder, LOCK, KNA_FILE_CREATE));
-    kna__file_close(&lock);
+    KNA_TRY(kna__uuid_make(context, slot.uuid));
     KNA_TRY(write_first_log(context, folder, &slot));
     return write_manifest(context, folder, &slot);
+}
+
+/* Of two that create at once one makes this file; the other has then made nothing, and must remove nothing. */
+static int make_lock(kna_context *context, const char *folder)
+{
+    kna__file lock;
+    KNA_TRY(kna__file_open(&lock, context, folder, LOCK, KNA_FILE_CREATE));
+    kna__file_close(&lock);
+    return KNA_OK;
 }
 
 static void remove_files(kna_context *context, const char *folder)
@@ -199,6 +222,7 @@ int kna_store_create(kna_context *context, const char *folder, const kna_family 
     }
     KNA_TRY(check_options(context, o));
     KNA_TRY(claim_folder(context, folder));
+    KNA_TRY(make_lock(context, folder));
     int status = make_files(context, folder);
     if (status == KNA_OK) {
         kna_store_options write = *o;
@@ -253,8 +277,7 @@ static void follow_chain(const unsigned char *log, uint64_t bytes, kna__slot *sl
     }
 }
 
-/* What lies behind the sound receipt, if it is a whole commit. */
-static int recover(kna_store *s, kna__slot *slot)
+int kna__recover(kna_store *s, kna__slot *slot)
 {
     uint64_t size;
     const void *map;
@@ -262,6 +285,7 @@ static int recover(kna_store *s, kna__slot *slot)
     if (size <= slot->log_bytes) {
         return KNA_OK;
     }
+    KNA_TRY(kna__file_touch(&s->log, s->slot.log_bytes, size));
     KNA_TRY(kna__file_map(&s->log, &map, (size_t)size));
     follow_chain(map, size, slot);
     kna__file_unmap(map, (size_t)size);
@@ -291,6 +315,7 @@ int kna__store_map(kna_store *s)
 {
     const void *map = NULL;
     if (s->slot.log_bytes > s->log_mapped) {
+        KNA_TRY(kna__file_touch(&s->log, s->log_mapped, s->slot.log_bytes));
         KNA_TRY(kna__file_map(&s->log, &map, (size_t)s->slot.log_bytes));
         kna__file_unmap(s->log_map, (size_t)s->log_mapped);
         s->log_map = map;
@@ -349,9 +374,10 @@ static bool writer_is_there(kna_store *s)
 
 /*
  * A process that was killed may have left what it wrote in the system's memory: a receipt that can be read and is on no disk. Before
- * anything is built on it, it is flushed; and written, where a crash kept it back.
+ * anything is built on it, it is flushed; and written again, because where a flush of it has failed before, the system takes it for
+ * flushed (Rebello et al. 2020), and because a crash may have kept it back.
  */
-static int settle(kna_store *s, bool anew)
+static int settle(kna_store *s)
 {
     static const unsigned char nothing[KNA_RECORD_HEAD_BYTES];
     uint64_t size;
@@ -362,7 +388,7 @@ static int settle(kna_store *s, bool anew)
     }
     KNA_TRY(kna__file_sync(&s->log));
     KNA_TRY(kna__folder_sync(s->context, s->folder));
-    return anew ? kna__slot_write(&s->manifest, &s->slot) : kna__file_sync(&s->manifest);
+    return kna__slot_write(&s->manifest, &s->slot);
 }
 
 /* One try: the newest slot, its log, its segments. *again: files went while we looked, since a writer compacts. */
@@ -385,16 +411,19 @@ static int load_once(kna_store *s, bool *again)
         return KNA_FAIL(s->context, KNA_EDAMAGED, "%s: there is no such file", name);
     }
     KNA_TRY(status);
-    uint64_t committed = s->slot.log_bytes;
     if (one_is_bad && (s->write || !writer_is_there(s))) {
-        KNA_TRY(recover(s, &s->slot));
+        KNA_TRY(kna__recover(s, &s->slot));
+        if (!s->write && writer_is_there(s)) { /* since just now: what was found may be a commit that it is making */
+            *again = true;
+            return KNA_FAIL(s->context, KNA_EDAMAGED, "%s: written to while it was read", name);
+        }
     }
     KNA_TRY(kna__store_map(s));
     KNA_TRY(replay(s, 0, 0));
     status = kna__store_map(s);
     *again = status == KNA_ENONE;
     KNA_TRY(status == KNA_ENONE ? KNA_EDAMAGED : status);
-    return s->write ? settle(s, committed != s->slot.log_bytes || one_is_bad) : KNA_OK;
+    return s->write ? settle(s) : KNA_OK;
 }
 
 static int load(kna_store *s)
@@ -434,6 +463,7 @@ static int take_lock(kna_store *s)
         holder[strcspn(holder, "\n")] = 0;
         return KNA_FAIL(s->context, KNA_EBUSY, "%.180s: process %s is writing to it", s->folder, holder[0] ? holder : "unknown");
     }
+    s->locked = true;
     int length = snprintf(holder, sizeof holder, "%-20lld\n", (long long)getpid());
     return kna__file_write(&s->lock, holder, (size_t)length, 0);
 }
@@ -525,7 +555,10 @@ void kna_store_close(kna_store *s)
     kna__tables_free(s);
     close_log(s);
     kna__file_close(&s->manifest);
-    kna__file_close(&s->lock); /* and with it the lock goes */
+    if (s->locked && s->process == getpid()) { /* a child that closes what it inherited leaves its parent the lock */
+        (void)kna__file_calls.unlock(s->lock.fd);
+    }
+    kna__file_close(&s->lock);
     kna__release(&context->heap, s->out, s->out ? KNA_OUT_BYTES : 0);
     kna__release(&context->heap, s->folder, strlen(s->folder) + 1);
     kna__release(&context->heap, s, sizeof *s);
@@ -566,9 +599,9 @@ int kna_store_refresh(kna_store *s, int *changed)
         newest.generation++;
     } else {
         KNA_TRY(status);
-    }
-    if (newest.transaction == before.transaction && newest.generation == before.generation) {
-        return KNA_OK;
+        if (newest.transaction <= before.transaction) { /* before: a commit whose receipt is torn was found by the log's chain */
+            return KNA_OK;
+        }
     }
     if (newest.generation != before.generation) {
         status = kna__store_reload(s);

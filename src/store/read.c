@@ -2,6 +2,7 @@
 #include "store.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* ---- documents */
 
@@ -148,22 +149,24 @@ int64_t kna_store_family_rows(const kna_store *s, int family)
 
 /* ---- rows */
 
-/* A piece is compared with its check unless it has been; two threads that do both come to the same. */
-static bool is_sound(kna_store *s, const kna__held_part *held, uint64_t piece)
+/* A piece is compared with its check unless it has been; two threads that do both come to the same. It is read for that, not looked at
+ * where it is mapped: a sector that cannot be read, or an end that was cut off, is an error then, and not a signal. */
+static int check_piece(kna_store *s, const kna__held_part *held, uint64_t piece)
 {
     const kna__segment *segment = kna__list_at(&s->segments, held->part.segment);
-    unsigned char *verified = kna__list_at(&s->verified, held->first_piece + piece);
+    unsigned char bytes[KNA_PIECE_BYTES], *verified = kna__list_at(&s->verified, held->first_piece + piece);
     uint64_t want, at = piece * KNA_PIECE_BYTES, left = held->part.bytes - at;
     if (__atomic_load_n(verified, __ATOMIC_RELAXED)) {
-        return true;
+        return KNA_OK;
     }
+    left = left < KNA_PIECE_BYTES ? left : KNA_PIECE_BYTES;
     memcpy(&want, kna__log_at(s, held->checks_at) + 8 * piece, sizeof want);
-    if (kna__check(segment->map + held->part.offset + at, (size_t)(left < KNA_PIECE_BYTES ? left : KNA_PIECE_BYTES), piece) !=
-        want) {
-        return false;
+    KNA_TRY(kna__file_fetch(&segment->file, bytes, (size_t)left, held->part.offset + at));
+    if (kna__check(bytes, (size_t)left, piece) != want) {
+        return KNA_EDAMAGED;
     }
     __atomic_store_n(verified, 1, __ATOMIC_RELAXED);
-    return true;
+    return KNA_OK;
 }
 
 int kna__part_rows(kna_store *s, kna__held_part *held, const unsigned char **bytes)
@@ -172,10 +175,12 @@ int kna__part_rows(kna_store *s, kna__held_part *held, const unsigned char **byt
     uint64_t pieces = kna__part_pieces(&held->part);
     *bytes = segment->map + held->part.offset;
     for (uint64_t i = 0; i < pieces; i++) {
-        if (!is_sound(s, held, i)) {
+        int status = check_piece(s, held, i);
+        if (status != KNA_OK) {
             const kna__entry *entry = kna__list_at(&s->entries, held->entry);
-            return KNA_FAIL(s->context, KNA_EDAMAGED, "document %llu: rows of family %u are not as written (rows-%06u, byte %llu)",
-                            (unsigned long long)entry->id, held->part.family, held->part.segment,
+            return KNA_FAIL(s->context, status, "document %llu: rows of family %u %s (rows-%06u, byte %llu)",
+                            (unsigned long long)entry->id, held->part.family,
+                            status == KNA_EDAMAGED ? "are not as written" : "cannot be read", held->part.segment,
                             (unsigned long long)(held->part.offset + i * KNA_PIECE_BYTES));
         }
     }
@@ -186,7 +191,7 @@ const unsigned char *kna__part_bytes(kna_store *s, const kna__held_part *held, u
 {
     const kna__segment *segment = kna__list_at(&s->segments, held->part.segment);
     for (uint64_t i = at / KNA_PIECE_BYTES; bytes && i <= (at + bytes - 1) / KNA_PIECE_BYTES; i++) {
-        if (!is_sound(s, held, i)) {
+        if (check_piece(s, held, i) != KNA_OK) {
             return NULL;
         }
     }
@@ -263,7 +268,7 @@ void kna_store_prefetch(kna_store *s, int64_t id, int family)
         return;
     }
     const kna__segment *segment = kna__list_at(&s->segments, held->part.segment);
-    uint64_t page = 4096, first = held->part.offset / page * page;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = held->part.offset / page * page;
     (void)kna__file_calls.advise((void *)(uintptr_t)(segment->map + first), (size_t)(held->part.offset + held->part.bytes - first),
                                  MADV_WILLNEED);
 }

@@ -58,6 +58,7 @@ struct kna_store {
     bool write;
     int broken;     /* a status: nothing but closing is left; 0: none */
     bool read_only; /* after a failed flush */
+    bool locked;    /* the lock is ours: this process's, not that of one it forked from */
     int64_t process;
     kna__file lock, manifest, log;
     kna__slot slot;
@@ -124,6 +125,8 @@ int kna__out_flush(kna_store *store);
 int kna__out_sync(kna_store *store); /* all rows since kna__out_begin(), and the names of their files */
 int kna__writer_status(const kna_store *store);
 void kna__out_begin(kna_store *store); /* where the next transaction's rows go */
+void kna__next_segment_after(kna_store *store, uint32_t number);
+uint32_t kna__next_segment(const kna_store *store); /* for the commit record: commits without rows use up none */
 int64_t kna__now_us(void);
 
 /* ---- open.c */
@@ -138,7 +141,12 @@ int kna__chain_whole(const kna_store *store, const kna__chain *chain); /* KNA_ED
 void kna__log_name(char name[40], uint64_t generation);
 void kna__segment_name(char name[40], uint32_t segment);
 int kna__slots_read(kna_context *context, const kna__file *manifest, kna__slot *newest, bool *one_is_bad);
+/* The same, some times over while a slot is not sound: it may be just being written. */
+int kna__slots_look(kna_context *context, const kna__file *manifest, kna__slot *newest, bool *one_is_bad);
 int kna__slot_write(const kna__file *manifest, const kna__slot *slot);
+int kna__uuid_make(kna_context *context, unsigned char uuid[16]);
+/* With the log open: what lies behind the sound receipt, if it is a whole commit. */
+int kna__recover(kna_store *store, kna__slot *slot);
 /* Map the log and all segments as far as they are committed. */
 int kna__store_map(kna_store *store);
 int kna__store_status(const kna_store *store); /* KNA_OK, or why it takes no calls */
@@ -157,7 +165,7 @@ void kna__sweep(kna_store *store);
 /* ---- read.c */
 /* Where a part lies, its pieces compared with their checks if they have not been. */
 int kna__part_rows(kna_store *store, kna__held_part *part, const unsigned char **bytes);
-/* Some bytes of a part, only the pieces they lie in compared; NULL: not as written. Leaves no message: for many threads at once. */
+/* Some bytes of a part, only the pieces they lie in compared; NULL: not as written, or not to be read. Leaves no message: for many threads at once. */
 const unsigned char *kna__part_bytes(kna_store *store, const kna__held_part *part, uint64_t at, uint64_t bytes);
 kna_store_rows kna__part_as_rows(const kna_store *store, const kna__part *part, const unsigned char *bytes);
 

@@ -287,6 +287,9 @@ static int apply_document(kna_store *s, const kna__record *record, uint64_t at)
     if (!kna__document_decode(&d, record->body, record->body_bytes)) {
         return damaged(s, at, "no document");
     }
+    if (s->entries.count >= UINT32_MAX - 1) { /* uris are numbered with 32 bits */
+        return KNA_FAIL(s->context, KNA_ELIMIT, "store: more than %u documents since the last compaction", UINT32_MAX - 1);
+    }
     KNA_TRY(check_document(s, &d, record->body, at, &pieces));
     KNA_TRY(reserve_document(s, &d, record->body, pieces));
     kna__entry *entry = push(&s->entries);

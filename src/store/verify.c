@@ -35,7 +35,7 @@ int kna_store_verify(kna_store *s, int64_t *damaged, void (*tell)(void *user, in
         *damaged = 0;
     }
     KNA_TRY(kna__store_status(s));
-    KNA_TRY(kna__slots_read(s->context, &s->manifest, &slot, &one_is_bad));
+    KNA_TRY(kna__slots_look(s->context, &s->manifest, &slot, &one_is_bad));
     KNA_TRY(verify_log(s));
     for (uint64_t i = 0; damaged && i < s->visible; i++) {
         const kna__entry *entry = kna__list_at(&s->entries, i);
@@ -64,43 +64,104 @@ static bool take_newest(void *user, const char *name)
     return true;
 }
 
-/* The log to go by: of the manifest, or, if that says nothing any more, the newest there is. */
-static int find_log(kna_store *s)
+static int open_log(kna_store *s)
+{
+    char name[40];
+    kna__log_name(name, s->slot.generation);
+    return kna__file_open(&s->log, s->context, s->folder, name, KNA_FILE_WRITE);
+}
+
+/* The log to go by: of the manifest, or, if that says nothing any more, or names one that is not there, the newest there is. Without a
+ * manifest it is another store, for whatever was derived from this one. *known: the manifest says how far the log goes; what lies behind
+ * that was never committed. */
+static int find_log(kna_store *s, bool *known)
 {
     bool one_is_bad;
-    char name[40];
+    uint64_t size;
     int status = kna__slots_read(s->context, &s->manifest, &s->slot, &one_is_bad);
-    if (status == KNA_EFORMAT) {
+    if (status != KNA_OK && status != KNA_EDAMAGED) {
         return status;
     }
-    if (status != KNA_OK) {
+    if (status == KNA_EDAMAGED) {
         s->slot = (kna__slot){ .generation = 0 };
-        kna__folder_list(s->folder, take_newest, &s->slot.generation);
+        KNA_TRY(kna__uuid_make(s->context, s->slot.uuid));
     }
-    kna__log_name(name, s->slot.generation);
-    KNA_TRY(kna__file_open(&s->log, s->context, s->folder, name, KNA_FILE_WRITE));
-    KNA_TRY(kna__file_size(&s->log, &s->slot.log_bytes));
+    status = status == KNA_OK ? open_log(s) : KNA_ENONE;
+    *known = status == KNA_OK;
+    if (status == KNA_ENONE) {
+        s->slot.generation = 0;
+        kna__folder_list(s->folder, take_newest, &s->slot.generation);
+        status = open_log(s);
+    }
+    if (status == KNA_ENONE) {
+        return KNA_FAIL(s->context, KNA_EDAMAGED, "%.180s: no file log-*: nothing tells what the rows are of", s->folder);
+    }
+    KNA_TRY(status);
+    KNA_TRY(kna__file_size(&s->log, &size));
+    if (*known && one_is_bad) {
+        KNA_TRY(kna__recover(s, &s->slot));
+    }
+    s->slot.log_bytes = *known && s->slot.log_bytes < size ? s->slot.log_bytes : size;
     return kna__store_map(s);
+}
+
+/*
+ * A removal that is damaged itself would bring its document back. All of its 40 bytes but the document's number are known from the
+ * records around it, and it is the one number that gives the check which the next record has of it.
+ */
+static bool apply_lost_removal(kna_store *s, uint64_t at, uint64_t end, uint64_t check_before)
+{
+    unsigned char bytes[KNA_RECORD_HEAD_BYTES + KNA_REMOVE_BYTES + KNA_RECORD_TAIL_BYTES];
+    kna__record next, removal = { .kind = KNA_RECORD_REMOVE, .body_bytes = KNA_REMOVE_BYTES };
+    if (end - at <= sizeof bytes || !kna__record_decode(&next, s->log_map + at + sizeof bytes, end - at - sizeof bytes)) {
+        return false;
+    }
+    for (uint64_t i = s->entries.count; i-- > 0;) {
+        const kna__entry *entry = kna__list_at(&s->entries, i);
+        removal.body = (const unsigned char *)&entry->id;
+        if (!entry->removed && !entry->leaving &&
+            kna__record_encode(bytes, KNA_RECORD_REMOVE, removal.body, KNA_REMOVE_BYTES, check_before) == next.check_before) {
+            return kna__tables_apply(s, &removal, at) == KNA_OK;
+        }
+    }
+    return false;
+}
+
+/* Behind which nothing counts. Where the manifest does not say it: a writer that finds a commit without a receipt puts zeros over its
+ * begin, right behind the commit before; the rest of it may lie there still. */
+static uint64_t last_commit(const kna_store *s, bool known)
+{
+    static const unsigned char nothing[KNA_RECORD_HEAD_BYTES];
+    uint64_t end = 0;
+    kna__record record;
+    for (uint64_t at = 0; at + sizeof nothing <= s->slot.log_bytes; at += 8) {
+        if (kna__record_decode(&record, s->log_map + at, s->slot.log_bytes - at)) {
+            end = record.kind == KNA_RECORD_COMMIT ? at + record.bytes : end;
+            at += record.bytes - 8;
+        } else if (!known && at == end && memcmp(s->log_map + at, nothing, sizeof nothing) == 0) {
+            break;
+        }
+    }
+    return end;
 }
 
 /*
  * Sound records wherever they are, up to the last commit among them. A record that cannot be where it is, because one before it is
  * lost, is passed over. *lost: documents that the records speak of and that cannot be had.
  */
-static int salvage(kna_store *s, int64_t *lost)
+static int salvage(kna_store *s, bool known, int64_t *lost)
 {
-    uint64_t end = 0;
-    kna__record record;
-    for (uint64_t at = 0; at + 8 <= s->slot.log_bytes; at += 8) {
-        if (kna__record_decode(&record, s->log_map + at, s->slot.log_bytes - at)) {
-            end = record.kind == KNA_RECORD_COMMIT ? at + record.bytes : end;
-            at += record.bytes - 8;
-        }
-    }
+    uint64_t end = last_commit(s, known), sound_to = 0;
+    kna__record record = { .check = 0 };
     for (uint64_t at = 0; at + 8 <= end; at += 8) {
+        uint64_t check_before = record.check;
         if (!kna__record_decode(&record, s->log_map + at, end - at)) {
+            if (sound_to == at && apply_lost_removal(s, at, end, check_before)) {
+                at += kna__record_bytes(KNA_REMOVE_BYTES) - 8;
+            }
             continue;
         }
+        sound_to = at + record.bytes;
         kna__commit commit;
         if (record.kind != KNA_RECORD_COMMIT) {
             int status = kna__tables_apply(s, &record, at);
@@ -147,6 +208,20 @@ static bool is_sound(kna_store *s, const kna__entry *entry)
     return verify_entry(s, entry) == KNA_OK;
 }
 
+/* Two of one uri: the record that removed the older one is lost. */
+static void drop_replaced(kna_store *s)
+{
+    for (uint64_t i = 0; i < s->visible; i++) {
+        kna__entry *entry = kna__list_at(&s->entries, i), *older;
+        kna__document d;
+        kna__entry_document(s, entry, &d);
+        while (!entry->removed && d.uri_bytes && (older = kna__entry_named(s, d.uri, false)) != entry && older) {
+            older->removed = true;
+            s->removed++;
+        }
+    }
+}
+
 static void drop_unsound(kna_store *s, int64_t *lost)
 {
     for (uint64_t i = 0; i < s->visible; i++) {
@@ -182,11 +257,13 @@ static int remove_indexes(const kna_store *s)
 /* Both slots, so that nothing of before is gone by. */
 static int repair(kna_store *s, int64_t *kept, int64_t *lost)
 {
-    KNA_TRY(find_log(s));
+    bool known;
+    KNA_TRY(find_log(s, &known));
     KNA_TRY(remove_indexes(s));
-    KNA_TRY(salvage(s, lost));
+    KNA_TRY(salvage(s, known, lost));
     map_what_is_there(s);
     drop_unsound(s, lost);
+    drop_replaced(s); /* of what is sound: an older one is better than none */
     *kept = (int64_t)(s->visible - s->removed);
     kna__out_begin(s);
     KNA_TRY(kna__generation_write(s, 0));

@@ -71,6 +71,19 @@ int kna__out_flush(kna_store *s)
     return KNA_OK;
 }
 
+/* The limit itself is no number of a segment: begin_part() refuses it. */
+void kna__next_segment_after(kna_store *s, uint32_t number)
+{
+    uint32_t after = number < KNA_MAX_SEGMENTS ? number + 1 : KNA_MAX_SEGMENTS;
+    s->next_segment = after > s->next_segment ? after : s->next_segment;
+}
+
+uint32_t kna__next_segment(const kna_store *s)
+{
+    bool unused = s->out_at + s->out_used == 0 && s->next_segment == s->out_segment + 1;
+    return unused ? s->out_segment : s->next_segment;
+}
+
 void kna__out_begin(kna_store *s)
 {
     uint64_t count = kna__segments_used(s);
@@ -83,18 +96,21 @@ void kna__out_begin(kna_store *s)
     s->out_at = goes_on ? (end + KNA_PART_ALIGNMENT - 1) / KNA_PART_ALIGNMENT * KNA_PART_ALIGNMENT : 0;
     s->out_used = 0;
     s->first_segment = s->out_segment;
-    s->next_segment = s->out_segment >= s->next_segment ? s->out_segment + 1 : s->next_segment;
+    kna__next_segment_after(s, s->out_segment);
 }
 
 /* A part begins where it may: in a new segment if this one is full. */
 static int begin_part(kna_store *s)
 {
     uint64_t at = s->out_at + s->out_used, padding = (KNA_PART_ALIGNMENT - at % KNA_PART_ALIGNMENT) % KNA_PART_ALIGNMENT;
-    if (at >= s->segment_bytes) {
+    bool full = at >= s->segment_bytes;
+    if ((full ? s->next_segment : s->out_segment) >= KNA_MAX_SEGMENTS) {
+        return KNA_FAIL(s->context, KNA_ELIMIT,
+                        "store: more than %d segments, those removed by compactions included; export it to a new one",
+                        KNA_MAX_SEGMENTS);
+    }
+    if (full) {
         KNA_TRY(kna__out_flush(s));
-        if (s->next_segment >= KNA_MAX_SEGMENTS) {
-            return KNA_FAIL(s->context, KNA_ELIMIT, "store: more than %d segments", KNA_MAX_SEGMENTS);
-        }
         s->out_segment = s->next_segment++;
         s->out_at = 0;
         return KNA_OK;
@@ -472,7 +488,7 @@ static int add_commit_record(kna_store *s)
     kna__commit commit = { .transaction = s->slot.transaction + 1,
                            .next_document = s->next_document,
                            .documents = s->entries.count - s->removed - s->leaving.count,
-                           .next_segment = s->next_segment,
+                           .next_segment = kna__next_segment(s),
                            .time_us = kna__now_us() };
     unsigned char *body = kna__pending_body(s, KNA_COMMIT_BYTES);
     if (!body) {
