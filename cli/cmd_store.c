@@ -234,6 +234,9 @@ static const cli_command words[] = {
     { "export", "rows and sidecar of many documents, or .safetensors", store_cmd_export },
     { "import", "the documents of another store", store_cmd_import },
     { "bench", "how fast its rows are searched, and what share of the nearest is found", store_cmd_bench },
+    { "search", "the rows nearest to queries", store_cmd_search },
+    { "index", "make searching a family's rows faster", store_cmd_index },
+    { "recall", "how much of what is nearest does an index find?", store_cmd_recall },
     { NULL, NULL, NULL },
 };
 
@@ -247,7 +250,7 @@ static int print_help(void)
 
 int kna_cmd_store(int argc, char **argv)
 {
-    if (argc < 2) return cli_refuse("store: create, add, ls, rm, get or another word must follow, see 'kna store --help'");
+    if (argc < 2) return cli_refuse("store: create, add, ls, search or another word must follow, see 'kna store --help'");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return print_help();
     for (const cli_command *word = words; word->name; word++)
         if (strcmp(argv[1], word->name) == 0) return word->run(argc - 1, argv + 1);

@@ -340,10 +340,15 @@ void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void
     fwrite(data, type == KNA_F32 ? 4 : 2, count_numbers(rank, shape), to);
 }
 
+void npy_write_head_i64(FILE *to, int rank, const int64_t *shape)
+{
+    write_header(to, "<i8", rank, shape);
+}
+
 void npy_write_ids(FILE *to, int rank, const int64_t *shape, const int32_t *ids)
 {
     const size_t count = count_numbers(rank, shape);
-    write_header(to, "<i8", rank, shape);
+    npy_write_head_i64(to, rank, shape);
     for (size_t i = 0; i < count; i++) {
         const int64_t id = ids[i];
         fwrite(&id, sizeof id, 1, to);

@@ -51,6 +51,9 @@ void npy_write_head(FILE *to, int type, int rank, const int64_t *shape);
 /* npy_write_as() - header and numbers of a type, KNA_F32 or KNA_F16. */
 void npy_write_as(FILE *to, int type, int rank, const int64_t *shape, const void *data);
 
+/* npy_write_head_i64() - the header alone, for int64 that must follow. */
+void npy_write_head_i64(FILE *to, int rank, const int64_t *shape);
+
 /* npy_write_ids() - header and the numbers as int64. */
 void npy_write_ids(FILE *to, int rank, const int64_t *shape, const int32_t *ids);
 

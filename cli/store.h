@@ -103,5 +103,8 @@ int store_cmd_compact(int argc, char **argv);
 int store_cmd_export(int argc, char **argv);
 int store_cmd_import(int argc, char **argv);
 int store_cmd_bench(int argc, char **argv);
+int store_cmd_search(int argc, char **argv);
+int store_cmd_index(int argc, char **argv);
+int store_cmd_recall(int argc, char **argv);
 
 #endif /* KNA_CLI_STORE_H */

@@ -18,7 +18,7 @@ common=$(section "$root/doc/cli.md" '^## What holds for all')
 models=$(section "$root/doc/cli.md" '^## Commands with a model' | sed '/^### /,$d')
 : >"$work/all"
 commands=(attend grad fairness 'bench decode' 'bench prefill' 'bench attend' 'bench heads' 'bench paper')
-words=(create add ls rm get stat verify repair compact export import bench)
+words=(create add ls rm get stat verify repair compact export import search index recall bench)
 commands+=("${words[@]/#/store }")
 headings=('^## kna attend' '^## kna grad' '^## kna fairness' '^## kna bench decode' '^## kna bench decode' '^## kna bench decode' '^## kna bench heads' '^## kna bench paper')
 headings+=("${words[@]/#/^### kna store }")
@@ -82,6 +82,10 @@ completes '--causal --causal-shift' attend --caus
 completes '--k --k-near --kv-type' attend --q a.npy --k
 completes 'store' s
 completes 'compact create' store c
+completes 'search stat' store s
+completes 'a.npy b' store search b ''
+completes 'cosine' store index b --metric c
+completes 'flat' store index b --kind f
 completes 'b' store ls ''
 completes 'a.npy b' store add b ''
 completes '--uri-prefix' store ls b --uri

@@ -27,7 +27,7 @@ try() {
     try store --help
     try store
     try store frobnicate
-    for word in create add ls rm get stat verify repair compact export import bench; do try store "$word" --help; done
+    for word in create add ls rm get stat verify repair compact export import search index recall bench; do try store "$word" --help; done
     try store create
     try store create dir more
     try store create dir --dim 65537
@@ -38,6 +38,11 @@ try() {
     try store import dir
     try store export dir
     try store compact dir --share 1.5
+    try store search dir
+    try store search dir q.npy --k 0
+    try store search dir q.npy --metric dot
+    try store recall dir q.npy --samples 5
+    try store index dir --kind tree
     try store add dir x.npy --batch 0
     try frobnicate
     try attend --frobnicate
