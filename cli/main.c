@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -150,6 +151,7 @@ static void fill_standard_streams(void)
 int main(int argc, char **argv)
 {
     fill_standard_streams();
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error of the write, with a message, not the end */
     if (argc < 2) return cli_refuse("no command given, see 'kna --help'");
     int code = run(argc, argv);
     cli_progress_end();

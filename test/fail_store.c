@@ -9,9 +9,12 @@
 
 #include <errno.h>
 
-enum { OPEN, READ, WRITE, HALF, INTERRUPT, FULL, SYNC, SYNC_FOLDER, SIZE, MAP, MAKE, RENAME, UNLINK, LOCK, MEMORY, KINDS };
-static const char *const kinds[KINDS] = { "open", "read",         "write", "half a write", "interrupted write", "full disk", "flush",  "flush of the folder",
-                                          "size", "map",          "mkdir", "rename",       "unlink",            "lock",      "memory" };
+enum { OPEN, OPEN_INTERRUPT, READ, READ_HALF, READ_INTERRUPT, WRITE, HALF, INTERRUPT, FULL, NOTHING, SYNC, SYNC_FULL, SYNC_FOLDER, SIZE, MAP, MAKE,
+       RENAME, UNLINK, LOCK, MEMORY, KINDS };
+static const char *const kinds[KINDS] = {
+    "open", "interrupted open", "read", "half a read", "interrupted read", "write", "half a write", "interrupted write", "full disk", "write of nothing", "flush",
+    "flush to a full disk", "flush of the folder", "size", "map", "mkdir", "rename", "unlink", "lock", "memory"
+};
 
 static kna__calls system_calls;
 static int failing, count, at; /* the at-th call of the kind fails, counted from 1 */
@@ -21,26 +24,36 @@ static bool fails(int kind)
 {
     if (kind != failing || ++count != at) return false;
     failed = true;
-    errno = kind == FULL ? ENOSPC : kind == INTERRUPT ? EINTR : EIO;
+    errno = kind == FULL || kind == SYNC_FULL                                     ? ENOSPC
+            : kind == INTERRUPT || kind == READ_INTERRUPT || kind == OPEN_INTERRUPT ? EINTR
+                                                                                    : EIO;
     return true;
+}
+
+/* Not a failure: the call is made again, or gone on with. */
+static bool is_harmless(int kind)
+{
+    return kind == OPEN_INTERRUPT || kind == READ_HALF || kind == READ_INTERRUPT || kind == HALF || kind == INTERRUPT;
 }
 
 static int call_open(const char *path, int flags)
 {
-    return fails(OPEN) ? -1 : system_calls.open(path, flags);
+    return fails(OPEN) || fails(OPEN_INTERRUPT) ? -1 : system_calls.open(path, flags);
 }
 static ssize_t call_read(int fd, void *to, size_t bytes, off_t from)
 {
-    return fails(READ) ? -1 : system_calls.read_at(fd, to, bytes, from);
+    if (fails(READ) || fails(READ_INTERRUPT)) return -1;
+    return system_calls.read_at(fd, to, fails(READ_HALF) && bytes > 1 ? bytes / 2 : bytes, from);
 }
 static ssize_t call_write(int fd, const void *from, size_t bytes, off_t to)
 {
     if (fails(WRITE) || fails(FULL) || fails(INTERRUPT)) return -1;
+    if (fails(NOTHING)) return 0;
     return system_calls.write_at(fd, from, fails(HALF) && bytes > 1 ? bytes / 2 : bytes, to);
 }
 static int call_sync(int fd)
 {
-    return fails(SYNC) ? -1 : system_calls.sync(fd);
+    return fails(SYNC) || fails(SYNC_FULL) ? -1 : system_calls.sync(fd);
 }
 static int call_sync_folder(int fd)
 {
@@ -110,6 +123,7 @@ static kna_context *context;
 static bool went(int status)
 {
     if (status == KNA_OK) return true;
+    EXPECT_THAT(!is_harmless(failing), "%s: %s after an %s", kna_status_name(status), kna_context_message(context), kinds[failing]);
     EXPECT_THAT(failed, "%s: %s with nothing failing", kna_status_name(status), kna_context_message(context));
     EXPECT_THAT(kna_context_message(context)[0] != 0, "%s without a word", kna_status_name(status));
     return false;
@@ -136,15 +150,33 @@ static bool commit(kna_store *store)
     return true;
 }
 
+/* A reader beside the writer: it sees what was committed, also after a refresh that failed, opened anew. */
+static kna_store *watcher;
+static bool watch(void)
+{
+    if (!watcher && !went(kna_store_open(context, &watcher, folder, NULL))) return false;
+    if (!went(kna_store_refresh(watcher, NULL))) {
+        kna_store_close(watcher);
+        watcher = NULL;
+        int kind = failing;
+        failing = -1;
+        bool there = WELL(context, kna_store_open(context, &watcher, folder, NULL)) && EXPECT(has_ids_of(watcher, &acknowledged));
+        failing = kind;
+        return there;
+    }
+    return EXPECT(has_ids_of(watcher, &acknowledged));
+}
+
 static void live(kna_store **store)
 {
     kna_store_options o = KNA_STORE_OPTIONS;
+    int64_t damaged, kept, lost;
     if (!went(kna_store_create(context, folder, families, FAMILIES, NULL))) return;
     created = true;
     o.write = 1;
     o.segment_bytes = 60000;
     if (!went(kna_store_open(context, store, folder, &o))) return;
-    if (!add_some(*store, 1, 10) || !commit(*store)) return;
+    if (!watch() || !add_some(*store, 1, 10) || !commit(*store) || !watch()) return;
     if (!went(kna_store_remove(*store, coming.ids[2]))) return;
     model_remove(&coming, 2);
     if (!add_some(*store, 301, 306)) { /* what was added so far can still be dropped, and the store goes on */
@@ -153,9 +185,11 @@ static void live(kna_store **store)
         if (!has_ids_of(*store, &acknowledged)) return;
         EXPECT(add_some(*store, 401, 403));
     }
-    if (!commit(*store)) return;
-    if (!went(kna_store_compact(*store, 0))) return;
-    if (!add_some(*store, 500, 503) || !commit(*store)) return;
+    if (!commit(*store) || !watch()) return;
+    if (!went(kna_store_compact(*store, 0)) || !watch()) return;
+    if (!add_some(*store, 500, 503) || !commit(*store) || !watch()) return;
+    kna_store_close(watcher);
+    watcher = NULL;
     kna_store_close(*store);
     *store = NULL;
     o.write = 0;
@@ -165,6 +199,10 @@ static void live(kna_store **store)
     while (kna_store_next(*store, d.id, &d) == KNA_OK) {
         if (!went(kna_store_rows_of(*store, d.id, KEYS, &rows))) return;
     }
+    if (!went(kna_store_verify(*store, &damaged, NULL, NULL))) return;
+    kna_store_close(*store);
+    *store = NULL;
+    if (went(kna_store_repair(context, folder, &kept, &lost))) EXPECT(kept == acknowledged.count && lost == 0);
 }
 
 static void look_afterwards(void)
@@ -207,6 +245,8 @@ static bool one_life(void)
     fail_calls(false);
     failing = -1;
     kna_store_close(store);
+    kna_store_close(watcher);
+    watcher = NULL;
     kna_memory memory;
     kna_context_memory(context, &memory);
     kna_context_free(context);

@@ -93,7 +93,7 @@ int kna__list_reserve(kna_context *context, kna__list *list, uint64_t more);
 void kna__list_free(kna_context *context, kna__list *list);
 static inline void *kna__list_at(const kna__list *list, uint64_t i)
 {
-    return (char *)list->items + i * list->item_bytes;
+    return (void *)((uintptr_t)list->items + i * list->item_bytes); /* also of a list without items, which has no memory */
 }
 void kna__tables_init(kna_store *store);
 void kna__tables_free(kna_store *store);
