@@ -11,13 +11,13 @@
 #include <string.h>
 
 #include "npy.h"
-#include "store.h"
+#include "store_query.h"
 
 #define SINGLES_LEAST 16   /* single queries timed at a setting in a round, whatever they take */
 #define SINGLES_MOST  8192 /* and at most */
 
 typedef struct request {
-    const char *family, *hits;
+    const char *family, *hits, *sample;
     cli_list probes;
     int metric, index, build, json, no_recall;
     int64_t k, rounds, threads;
@@ -34,6 +34,7 @@ static const cli_option options[] = {
     { "metric", 0, CLI_CHOICE, AT(metric), 0, 0, metric_names, "NAME", "ip, cosine or l2 (default ip)" },
     { "index", 0, CLI_CHOICE, AT(index), 0, 0, index_names, "NAME", "auto, none, flat or clusters (default auto: the best there is)" },
     { "build", 0, CLI_FLAG, AT(build), 0, 0, NULL, NULL, "first make that index (flat unless --index says) anew, and time it" },
+    { "sample", 0, CLI_TEXT, AT(sample), 0, 0, NULL, "FILE", "--build of clusters: .npy of queries like these, but others" },
     { "k", 'k', CLI_INT, AT(k), 1, 1 << 24, NULL, "K", "nearest rows of a query (default 10)" },
     { "probes", 0, CLI_LIST, AT(probes), 0, KNA_MAX_ROWS, NULL, "P,P,..", "clusters looked into, a setting each; 0: by the index's own choice (default 0)" },
     { "rounds", 0, CLI_INT, AT(rounds), 1, 1000, NULL, "N", "rounds; times are medians (default 3)" },
@@ -259,16 +260,24 @@ static int write_hits(const bench *b)
 {
     const int64_t m = b->rows.rows;
     const int64_t k = b->r->k;
-    FILE *to = cli_output_open(b->r->hits);
-    if (!to) return CLI_FAILED;
-    npy_write_head_i64(to, 3, (const int64_t[]){ b->count, m, k });
+    int32_t *ids = malloc((size_t)(b->count * m * k) * sizeof *ids);
+    if (!ids) return cli_fail("out of memory: %" PRId64 " hits", b->count * m * k);
+    int64_t large = 0;
     for (int64_t i = 0; i < b->count * m * k; i++) {
         const setting *s = &b->settings[i / (m * k)];
         const int64_t at = i % (m * k);
         const int64_t row = at % k < s->counts[at / k] ? s->hits[at].row : -1;
-        fwrite(&row, sizeof row, 1, to);
+        if (row > INT32_MAX) large = row;
+        ids[i] = (int32_t)row;
     }
-    return cli_output_commit();
+    if (large) {
+        free(ids);
+        return cli_refuse("--hits: row %" PRId64 " was found; the file's numbers end at %d", large, INT32_MAX);
+    }
+    FILE *to = cli_output_open(b->r->hits);
+    if (to) npy_write_ids(to, 3, (const int64_t[]){ b->count, m, k }, ids);
+    free(ids);
+    return to ? cli_output_commit() : CLI_FAILED;
 }
 
 /* ------------------------------------------------------------------ command */
@@ -306,11 +315,18 @@ static int build_index(bench *b, int family)
     if (b->r->index == KNA_SEARCH_NONE) return cli_refuse("--build: --index none is no index to build");
     how.kind = b->r->index;
     how.metric = b->r->metric;
+    queries sample = { .path = NULL };
+    if (b->r->sample) {
+        const int code = queries_read(&sample, &b->target, family, b->r->sample);
+        if (code != CLI_OK) return code;
+        how.queries = &sample.rows;
+    }
     cli_progress_start("building the index");
     const double start_s = cli_now_s();
     const int status = kna_store_index(b->target.store, family, &how);
     b->build_s = cli_now_s() - start_s;
     cli_progress_end();
+    queries_free(&sample);
     return status == KNA_OK ? CLI_OK : store_status(&b->target, status);
 }
 

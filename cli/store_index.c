@@ -3,13 +3,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "store.h"
+#include "store_query.h"
 
 typedef struct request {
     const char *family;
     int kind, metric; /* places in the tables below */
     int drop, json;
-    int64_t threads;
+    int64_t lists, threads;
+    const char *queries;
 } request;
 
 static const char *const kinds[] = { "flat", "clusters", NULL };
@@ -22,6 +23,8 @@ static const cli_option options[] = {
     { "family", 0, CLI_TEXT, AT(family), 0, 0, NULL, "NAME", "of whose rows (default: the only one)" },
     { "kind", 0, CLI_CHOICE, AT(kind), 0, 0, kinds, "KIND", "flat (default): nothing is missed; clusters: less is looked at" },
     { "metric", 0, CLI_CHOICE, AT(metric), 0, 0, metrics, "M", "that it is for: ip (default), cosine or l2" },
+    { "lists", 0, CLI_INT, AT(lists), 1, KNA_MAX_ROWS, NULL, "N", "clusters: so many (default: about 4 sqrt(rows))" },
+    { "queries", 0, CLI_TEXT, AT(queries), 0, 0, NULL, "FILE", "clusters: .npy of queries like those to come" },
     { "drop", 0, CLI_FLAG, AT(drop), 0, 0, NULL, NULL, "remove it" },
     { "threads", 0, CLI_INT, AT(threads), 1, KNA_MAX_THREADS, NULL, "N", "threads (default: all processors)" },
     { "json", 0, CLI_FLAG, AT(json), 0, 0, NULL, NULL, "print JSON" },
@@ -40,6 +43,8 @@ static int print_info(const request *r, const kna_store_index_info *info)
     if (!r->json) {
         printf("%s index for %s: %" PRId64 " rows in %" PRId64 " lists, %" PRId64 " bytes\n", kinds[r->kind], metrics[r->metric], info->rows,
                info->lists, info->bytes);
+        if (info->kind == KNA_SEARCH_CLUSTERS && info->lists)
+            printf("a recall of 0.95 takes %" PRId64 " lists, measured with %s\n", info->probes, r->queries ? r->queries : "rows as queries");
         return CLI_OK;
     }
     cJSON *answer = cli_json_object(NULL, NULL);
@@ -50,6 +55,7 @@ static int print_info(const request *r, const kna_store_index_info *info)
     cli_json_int(answer, "rows", info->rows);
     cli_json_int(answer, "lists", info->lists);
     cli_json_int(answer, "bytes", info->bytes);
+    if (info->kind == KNA_SEARCH_CLUSTERS) cli_json_int(answer, "probes", info->probes);
     return cli_json_print(stdout, answer);
 }
 
@@ -59,9 +65,17 @@ static int make(const store_target *target, const request *r, int family)
     kna_store_index_info info = { .size = sizeof info };
     o.kind = kind_of[r->kind];
     o.metric = r->metric;
+    o.lists = r->lists;
+    queries sample = { .path = NULL };
+    if (r->queries) {
+        const int code = queries_read(&sample, target, family, r->queries);
+        if (code != CLI_OK) return code;
+        o.queries = &sample.rows;
+    }
     cli_progress_start("index");
     int status = kna_store_index(target->store, family, &o);
     cli_progress_end();
+    queries_free(&sample);
     if (status == KNA_OK) status = kna_store_index_get(target->store, family, o.kind, &info);
     return status == KNA_OK ? print_info(r, &info) : store_status(target, status);
 }

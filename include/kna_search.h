@@ -131,8 +131,13 @@ typedef struct kna_store_index_options {
     size_t size;
     int kind;   /* KNA_SEARCH_FLAT or KNA_SEARCH_CLUSTERS; KNA_SEARCH_AUTO is read as flat */
     int metric; /* a kna_metric: it serves that one alone */
+    int64_t lists;           /* clusters: so many; 0: about 4 sqrt(rows), 32 rows each at least */
+    const kna_rows *queries; /* clusters: (1,m,dim), queries like those that will come, of any type; or NULL. By 4,096 of them, evenly spread,
+                                rows are clustered as queries see them (ip); by 256 it is measured how many clusters a recall takes. Without
+                                them rows serve as queries, each for rows other than itself: where queries are unlike rows, as in attention, too
+                                few clusters are looked into then */
 } kna_store_index_options;
-#define KNA_STORE_INDEX_OPTIONS { sizeof(kna_store_index_options), KNA_SEARCH_FLAT, KNA_IP }
+#define KNA_STORE_INDEX_OPTIONS { sizeof(kna_store_index_options), KNA_SEARCH_FLAT, KNA_IP, 0, NULL }
 
 /*
  * kna_store_index() - the writer: make the family's index of this kind, in place of the one there is. It covers the rows committed now; those
@@ -151,6 +156,7 @@ typedef struct kna_store_index_info {
     int64_t transaction; /* it was made from this commit */
     int64_t covered;     /* row numbers below this are in it, or were of no document */
     int64_t rows, lists, bytes;
+    int64_t probes;      /* clusters: how many a recall of 0.95 takes, as measured when it was made */
 } kna_store_index_info;
 
 /* kna_store_index_get() - of a family's index of a kind, compared with all its checks. KNA_OK, KNA_ENONE (there is none), KNA_EDAMAGED,

@@ -9,25 +9,6 @@ static uint64_t rows_of_list(uint64_t dim)
     return rows > MOST_ROWS ? MOST_ROWS : rows < KNA_BLOCK ? KNA_BLOCK : rows;
 }
 
-/* All rows that can be in a list, ascending; rows with NaN or infinity are in none. Counts them where ids is NULL. */
-static int list_rows(const kna__rows *rows, uint32_t *ids, uint64_t *count, float *row)
-{
-    *count = 0;
-    for (uint64_t i = 0; i < rows->count; i++) {
-        const kna__run *run = &rows->runs[i];
-        for (uint64_t r = run->first; r < run->first + run->rows; r++) {
-            int status = kna__rows_read(rows, r, row);
-            if (status == KNA_EDAMAGED) {
-                return kna__rows_damaged(rows, run);
-            }
-            if (status == KNA_OK) {
-                ids[(*count)++] = (uint32_t)r;
-            }
-        }
-    }
-    return KNA_OK;
-}
-
 /* The mean of some rows, evenly spread: how good it is changes how tight bounds are, and nothing else. */
 static int find_mean(const kna__rows *rows, const uint32_t *ids, uint64_t count, int metric, float *center, float *row,
                      double *sums)
@@ -64,11 +45,10 @@ static int write_lists(kna__index_writer *w, const uint32_t *ids, uint64_t count
     return kna__index_finish(w);
 }
 
-static int build(const kna__rows *rows, int metric, uint32_t *ids, float *center, float *row, double *sums)
+static int build(const kna__rows *rows, int metric, const uint32_t *ids, uint64_t count, float *center, float *row, double *sums)
 {
-    uint64_t count, each = rows_of_list(rows->dim);
+    uint64_t each = rows_of_list(rows->dim);
     kna__index_writer writer;
-    KNA_TRY(list_rows(rows, ids, &count, row));
     KNA_TRY(find_mean(rows, ids, count, metric, center, row, sums));
     kna__index_head head = { .family = (uint32_t)rows->family,
                              .kind = KNA_SEARCH_FLAT,
@@ -82,17 +62,16 @@ static int build(const kna__rows *rows, int metric, uint32_t *ids, float *center
     return status;
 }
 
-int kna__build_flat(const kna__rows *rows, int metric)
+int kna__build_flat(const kna__rows *rows, int metric, const uint32_t *ids, uint64_t count)
 {
     kna_context *context = rows->store->context;
-    size_t all = kna__size_product((size_t)rows->there, sizeof(uint32_t));
     size_t room = (size_t)rows->dim * (sizeof(double) + 2 * sizeof(float));
-    uint32_t *ids = kna__allocate(&context->heap, all);
     double *sums = kna__allocate(&context->heap, room);
-    float *center = (float *)(void *)(sums ? sums + rows->dim : NULL);
-    int status = ids && sums ? build(rows, metric, ids, center, center + rows->dim, sums)
-                             : KNA_FAIL(context, KNA_ENOMEM, "index: %llu rows", (unsigned long long)rows->there);
+    if (!sums) {
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory");
+    }
+    float *center = (float *)(void *)(sums + rows->dim);
+    int status = build(rows, metric, ids, count, center, center + rows->dim, sums);
     kna__release(&context->heap, sums, room);
-    kna__release(&context->heap, ids, all);
     return status;
 }

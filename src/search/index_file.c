@@ -66,7 +66,9 @@ static void encode(unsigned char bytes[KNA_INDEX_HEAD_BYTES], const kna__index_h
     to = put8(to + sizeof h->uuid, h->transaction);
     to = put4(put4(put4(put4(to, h->family), h->type), h->kind), h->metric);
     to = put8(put8(put8(put8(put8(to, h->dim), h->covered), h->rows), h->lists), h->centers);
-    put8(put8(put8(put8(put8(to, h->table_at), h->centers_at), h->bytes), h->table_check), h->centers_check);
+    to = put8(put8(put8(put8(put8(to, h->table_at), h->centers_at), h->bytes), h->table_check), h->centers_check);
+    memcpy(to, h->probes, sizeof h->probes);
+    memcpy(to + sizeof h->probes, &h->alpha, sizeof h->alpha);
     put8(bytes + KNA_INDEX_HEAD_BYTES - 8, kna__check(bytes, KNA_INDEX_HEAD_BYTES - 8, 0));
 }
 
@@ -97,6 +99,8 @@ static int decode(kna_context *context, const char *name, kna__index_head *h, co
                             .table_check = get8(bytes + 120),
                             .centers_check = get8(bytes + 128) };
     memcpy(h->uuid, bytes + 16, sizeof h->uuid);
+    memcpy(h->probes, bytes + 136, sizeof h->probes);
+    memcpy(&h->alpha, bytes + 136 + sizeof h->probes, sizeof h->alpha);
     return KNA_OK;
 }
 
@@ -128,7 +132,7 @@ static bool is_within(const kna__index_head *h, uint64_t at, uint64_t count, uin
 static bool is_sound_entry(const kna__index_head *h, const kna__list_entry *e)
 {
     return is_within(h, e->at, e->blocks, list_bytes(h->dim, 1), KNA_PART_ALIGNMENT) &&
-           (e->rows + KNA_BLOCK - 1) / KNA_BLOCK == e->blocks && e->rows <= UINT32_MAX && e->zero == 0;
+           (e->rows + KNA_BLOCK - 1) / KNA_BLOCK == e->blocks && e->rows <= UINT32_MAX && e->spread >= 0 && e->spread < INFINITY;
 }
 
 static int check_tables(kna__index_file *f, const char *name)

@@ -39,12 +39,13 @@ static void scan_section(const kna__search_job *job, const kna__list_view *view,
     }
 }
 
-void kna__scan_list(void *argument, int64_t list, int worker)
+void kna__scan_list(void *argument, int64_t place, int worker)
 {
     kna__search_job *job = argument;
     kna__look looks[KNA_SECTION_QUERIES];
     kna__list_view view;
-    uint64_t l = (uint64_t)list, all = job->looks.every ? job->count : job->looks.first[l + 1] - job->looks.first[l];
+    uint64_t l = job->looks.every ? (uint64_t)place : job->looks.active[place];
+    uint64_t all = job->looks.every ? job->count : job->looks.first[l + 1] - job->looks.first[l];
     if (!all || __atomic_load_n(&job->bad_list, __ATOMIC_RELAXED)) {
         return;
     }

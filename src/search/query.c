@@ -11,6 +11,30 @@ const char *kna_metric_name(int metric)
     return metric >= 0 && metric < KNA_METRIC_COUNT ? names[metric] : NULL;
 }
 
+int kna__queries_check(kna_context *context, const kna_rows *q, uint64_t dim)
+{
+    if (q->type < 0 || q->type >= KNA_TYPE_COUNT) {
+        return KNA_FAIL(context, KNA_ETYPE, "queries: type %d is none", q->type);
+    }
+    if ((q->heads != 1 && q->rows) || q->rows < 0 || q->dim != (int64_t)dim) {
+        return KNA_FAIL(context, KNA_ESHAPE, "queries: (%lld,%lld,%lld), not (1,m,%llu)", (long long)q->heads, (long long)q->rows,
+                        (long long)q->dim, (unsigned long long)dim);
+    }
+    size_t bytes = kna__row_bytes(q->type, q->dim);
+    if (!bytes || (q->rows && !q->data) || q->row_stride_bytes < 0 || (q->type == KNA_I8 && q->rows && !q->scales)) {
+        return KNA_FAIL(context, KNA_EINVAL, "queries: no data, no scales, a negative stride, or no such row of their type");
+    }
+    int64_t stride = q->row_stride_bytes ? q->row_stride_bytes : (int64_t)bytes;
+    for (int64_t i = 0; i < q->rows; i++) {
+        const char *row = (const char *)q->data + i * stride;
+        int64_t at = kna__find_nonfinite(q->type, row, q->scales ? q->scales[i] : 1.0f, q->dim);
+        if (at >= 0) {
+            return KNA_FAIL(context, KNA_EVALUE, "queries: NaN or infinity at row %lld, column %lld", (long long)i, (long long)at);
+        }
+    }
+    return KNA_OK;
+}
+
 void kna__query_prepare(const kna__search_job *job, kna__query *query, const float *q, float *scan_q, int8_t *codes)
 {
     uint64_t d = job->dim;

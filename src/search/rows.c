@@ -145,3 +145,24 @@ int kna__rows_read(const kna__rows *rows, uint64_t row, float *out)
     rows->store->context->kernels->widen[rows->type](out, (size_t)rows->dim, span, 1, (size_t)rows->dim);
     return KNA_OK;
 }
+
+int kna__rows_list(const kna__rows *rows, uint32_t *ids, uint64_t *count)
+{
+    kna_context *context = rows->store->context;
+    size_t bytes = (size_t)rows->dim * sizeof(float);
+    float *row = kna__allocate(&context->heap, bytes);
+    int status = row ? KNA_OK : KNA_FAIL(context, KNA_ENOMEM, "index: out of memory");
+    *count = 0;
+    for (uint64_t i = 0; i < rows->count && status == KNA_OK; i++) {
+        const kna__run *run = &rows->runs[i];
+        for (uint64_t r = run->first; r < run->first + run->rows && status != KNA_EDAMAGED; r++) {
+            status = kna__rows_read(rows, r, row);
+            if (status == KNA_OK) {
+                ids[(*count)++] = (uint32_t)r;
+            }
+        }
+        status = status == KNA_EDAMAGED ? kna__rows_damaged(rows, run) : KNA_OK;
+    }
+    kna__release(&context->heap, row, bytes);
+    return status;
+}

@@ -4,6 +4,7 @@
  * Queries go in blocks. Lists that any query of a block looks into are scanned in parallel, each for all its queries; then the rows no list
  * covers; each worker keeps candidates of each query for itself. Then, query by query, these are joined and scored.
  */
+#include "clusters.h"
 #include "hits.h"
 
 #include <float.h>
@@ -15,8 +16,11 @@ enum {
     MOST_QUERIES = 1024,
     ROW_BYTES = 1 << 20, /* rows as they are, as f32: so many at a time */
     CANDIDATES = 256,    /* of a query, beside 4 k */
+    PROBES = 1 << 20,    /* lists looked into, of a block of queries */
     FEW_ROWS = 8         /* where less than one row of so many may be found, codes of all of them are not worth reading */
 };
+
+#define DEFAULT_RECALL 0.95
 
 struct kna_search {
     kna_context *context;
@@ -27,6 +31,8 @@ struct kna_search {
     kna__rows rows;
     kna__index_file index;
     bool has_index;
+    kna__packed packed; /* its centers, and |center|^2; of clusters */
+    float *squares, *spreads;
     int refused;                      /* why there is none */
     uint64_t covered;                 /* rows that may be found and are in the index */
     uint64_t transaction, generation; /* the store was like this when rows were listed; 0: not yet */
@@ -34,9 +40,36 @@ struct kna_search {
 
 /* ---- what there is to search */
 
+static void free_clusters(kna_search *s)
+{
+    kna_context *context = s->context;
+    kna__packed_free(context, &s->packed);
+    kna__release(&context->heap, s->squares, s->squares ? 2 * (size_t)s->index.head.lists * sizeof(float) : 0);
+    s->squares = s->spreads = NULL;
+}
+
+/* What probing needs of an index of clusters. */
+static int take_clusters(kna_search *s)
+{
+    const kna__index_head *h = &s->index.head;
+    size_t lists = (size_t)h->lists;
+    KNA_TRY(kna__probe_pack(s->context, &s->packed, s->index.centers, h->lists, h->dim, (int)h->metric));
+    s->squares = kna__allocate(&s->context->heap, 2 * lists * sizeof(float));
+    if (!s->squares) {
+        return KNA_FAIL(s->context, KNA_ENOMEM, "search: %zu centers", lists);
+    }
+    s->spreads = s->squares + lists;
+    for (size_t i = 0; i < lists; i++) {
+        s->squares[i] = kna__square(s->context->kernels, s->index.centers + i * h->dim, (int64_t)h->dim);
+        s->spreads[i] = s->index.table[i].spread;
+    }
+    return KNA_OK;
+}
+
 static void drop_index(kna_search *s, int why)
 {
     if (s->has_index) {
+        free_clusters(s);
         kna__index_close(&s->index);
     }
     s->has_index = false;
@@ -47,6 +80,13 @@ static int try_index(kna_search *s, int kind)
 {
     KNA_TRY(kna__index_open(&s->index, s->store, s->rows.family, kind));
     s->has_index = true;
+    if (kind == KNA_SEARCH_CLUSTERS && s->index.head.lists) {
+        int status = take_clusters(s);
+        if (status != KNA_OK) {
+            drop_index(s, status);
+            return status;
+        }
+    }
     if (s->index.head.metric != (uint32_t)s->metric) {
         drop_index(s, KNA_EFORMAT);
         return KNA_EFORMAT;
@@ -175,17 +215,6 @@ int kna_search_filter(kna_search *s, int (*keep)(void *user, const kna_document 
 
 /* ---- a block of queries */
 
-/* Which lists the queries of the block look into. Where all have one center, each query has one base for all of them. */
-static int choose_lists(kna__search_job *job)
-{
-    job->looks = (kna__looks){ .every = true };
-    for (uint64_t i = 0; i < job->count && job->index->head.centers == 1; i++) {
-        kna__query *q = &job->queries[i];
-        q->base = (float)kna__base_of(job->metric, q, job->index->centers, job->dim);
-    }
-    return KNA_OK;
-}
-
 typedef struct search_call {
     kna__search_job job;
     kna_search *search;
@@ -197,7 +226,23 @@ typedef struct search_call {
     int8_t *codes;  /* (most, 4 d4) */
     uint64_t first; /* of the block */
     uint64_t lists_seen;
+    kna__probe probe; /* probes 0: all lists are looked into */
 } search_call;
+
+/* Which lists the queries of the block look into. Where all have one center, each query has one base for all of them. */
+static void choose_lists(search_call *call)
+{
+    kna__search_job *job = &call->job;
+    if (call->probe.probes) {
+        kna__probe_lists(job, &call->probe);
+        return;
+    }
+    job->looks = (kna__looks){ .every = true };
+    for (uint64_t i = 0; i < job->count && job->index->head.centers == 1; i++) {
+        kna__query *q = &job->queries[i];
+        q->base = (float)kna__base_of(job->metric, q, job->index->centers, job->dim);
+    }
+}
 
 static void settle_query(void *argument, int64_t query, int worker)
 {
@@ -250,8 +295,8 @@ static int run_block(search_call *call)
     job->bad_list = 0;
     kna__parallel_for(threads, (int64_t)job->count, prepare_query, call);
     if (job->index) {
-        KNA_TRY(choose_lists(job));
-        uint64_t lists = job->index->head.lists;
+        choose_lists(call);
+        uint64_t lists = job->looks.every ? job->index->head.lists : job->looks.active_count;
         kna__parallel_for(threads, (int64_t)lists, kna__scan_list, job);
         call->lists_seen += job->looks.every ? lists * job->count : job->looks.count;
     }
@@ -324,6 +369,9 @@ static size_t cut_scratch(search_call *call, char *base)
     for (size_t i = 0; i < threads; i++) {
         cut_room(job, base ? &job->rooms[i] : &unused, &cutter);
     }
+    if (call->probe.probes) {
+        kna__probe_cut(&call->probe, job, &cutter);
+    }
     float *bounds = kna__cut(&cutter, kna__size_product(threads * most, room), 3 * sizeof(float));
     for (size_t i = 0; base && i < threads * most; i++) {
         float *own = bounds + i * 3 * room;
@@ -335,6 +383,27 @@ static size_t cut_scratch(search_call *call, char *base)
 static uint64_t at_most(uint64_t x, uint64_t most)
 {
     return x < most ? x : most;
+}
+
+/* How many lists each query looks into. */
+static void plan_probes(search_call *call)
+{
+    const kna_search *s = call->search;
+    const kna__index_head *h = &s->index.head;
+    const kna_search_how *how = call->how;
+    if (h->kind != KNA_SEARCH_CLUSTERS || how->exact) {
+        return;
+    }
+    uint64_t probes = how->probes ? (uint64_t)how->probes : kna__probes_for(h, how->recall > 0 ? how->recall : DEFAULT_RECALL);
+    if (probes < h->lists) {
+        call->probe = (kna__probe){ .packed = &s->packed,
+                                    .centers = s->index.centers,
+                                    .squares = s->squares,
+                                    .spreads = s->spreads,
+                                    .alpha = h->alpha,
+                                    .probes = probes };
+        call->job.most = at_most(call->job.most, PROBES / probes + 1);
+    }
 }
 
 static void plan(search_call *call)
@@ -361,35 +430,11 @@ static void plan(search_call *call)
     if (s->has_index && s->covered && s->covered >= s->index.head.rows / FEW_ROWS) {
         job->index = &s->index;
         job->covered = s->index.head.covered;
+        plan_probes(call);
     }
 }
 
 /* ---- the call */
-
-static int check_queries(const kna_search *s, const kna_rows *q)
-{
-    kna_context *context = s->context;
-    if (q->type < 0 || q->type >= KNA_TYPE_COUNT) {
-        return KNA_FAIL(context, KNA_ETYPE, "queries: type %d is none", q->type);
-    }
-    if ((q->heads != 1 && q->rows) || q->rows < 0 || q->dim != (int64_t)s->rows.dim) {
-        return KNA_FAIL(context, KNA_ESHAPE, "queries: (%lld,%lld,%lld), not (1,m,%llu)", (long long)q->heads, (long long)q->rows,
-                        (long long)q->dim, (unsigned long long)s->rows.dim);
-    }
-    size_t bytes = kna__row_bytes(q->type, q->dim);
-    if (!bytes || (q->rows && !q->data) || q->row_stride_bytes < 0 || (q->type == KNA_I8 && q->rows && !q->scales)) {
-        return KNA_FAIL(context, KNA_EINVAL, "queries: no data, no scales, a negative stride, or no such row of their type");
-    }
-    int64_t stride = q->row_stride_bytes ? q->row_stride_bytes : (int64_t)bytes;
-    for (int64_t i = 0; i < q->rows; i++) {
-        const char *row = (const char *)q->data + i * stride;
-        int64_t at = kna__find_nonfinite(q->type, row, q->scales ? q->scales[i] : 1.0f, q->dim);
-        if (at >= 0) {
-            return KNA_FAIL(context, KNA_EVALUE, "queries: NaN or infinity at row %lld, column %lld", (long long)i, (long long)at);
-        }
-    }
-    return KNA_OK;
-}
 
 static void fill_report(const search_call *call, double start, kna_search_report *report)
 {
@@ -437,7 +482,7 @@ int kna_search_run(kna_search *s, kna_hit *hits, int64_t *counts, const kna_rows
         return KNA_FAIL(s->context, KNA_EINVAL, "report: size %zu is below %zu", report->size, sizeof *report);
     }
     KNA_TRY(kna__how_check(s->context, call.how));
-    KNA_TRY(check_queries(s, queries));
+    KNA_TRY(kna__queries_check(s->context, queries, s->rows.dim));
     KNA_TRY(keep_up(s));
     KNA_TRY(run(&call));
     if (report) {

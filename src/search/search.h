@@ -48,12 +48,14 @@ const kna__run *kna__rows_run(const kna__rows *rows, uint64_t row); /* NULL: non
 kna__span kna__rows_at(const kna__rows *rows, const kna__run *run, uint64_t first, uint64_t count);
 /* The message for rows that are not as written: kna__rows_at() leaves none. Returns KNA_EDAMAGED. */
 int kna__rows_damaged(const kna__rows *rows, const kna__run *run);
+/* All rows that can be in a list, ascending, to ids (`there`); those with NaN or infinity cannot. */
+int kna__rows_list(const kna__rows *rows, uint32_t *ids, uint64_t *count);
 /* A row as f32; KNA_OK, KNA_ENONE (it is not among them), KNA_EDAMAGED, KNA_EVALUE (it holds NaN or infinity). No message, any thread. */
 int kna__rows_read(const kna__rows *rows, uint64_t row, float *out);
 
 /* ---- index_file.c */
 
-enum { KNA_INDEX_VERSION = 1, KNA_INDEX_HEAD_BYTES = 4096 };
+enum { KNA_INDEX_VERSION = 1, KNA_INDEX_HEAD_BYTES = 4096, KNA_AIMS = 8 };
 
 typedef struct kna__index_head {
     unsigned char uuid[16];
@@ -65,13 +67,15 @@ typedef struct kna__index_head {
     uint64_t lists, centers;
     uint64_t table_at, centers_at, bytes; /* bytes: of the file */
     uint64_t table_check, centers_check;
+    uint32_t probes[KNA_AIMS]; /* clusters: lists that a recall takes (kna__aim()) */
+    float alpha;               /* clusters.h */
 } kna__index_head;
 
 /* A list in the table. Sums and products of what is in it are bounded by its maxima. */
 typedef struct kna__list_entry {
     uint64_t at, rows, blocks, check;
     float extra_most, error_most, norm_most;
-    uint32_t zero;
+    float spread; /* of its rows' scores about the center's, for a query of length 1; clusters alone */
 } kna__list_entry;
 
 #define KNA_ROUNDING (12 * 0x1p-24f) /* of a list: what scan() rounds, extra and base as f32, and the bounds themselves */
@@ -167,6 +171,8 @@ typedef struct kna__looks {
     bool every;      /* all lists, for all queries, with their own base and slack */
     uint64_t *first; /* (lists + 1) places in `looks` */
     kna__look *looks;
+    uint64_t *active; /* those lists that any query looks into */
+    uint64_t active_count;
     uint64_t count;
 } kna__looks;
 
@@ -224,14 +230,16 @@ double kna__score(const kna__search_job *job, uint64_t query, uint64_t row, int 
 /* Best first, of equal ones the lower row. */
 void kna__scored_sort(kna__scored *scored, uint64_t count);
 
-/* list_scan.c, rows_scan.c - tasks of kna__parallel_for */
-void kna__scan_list(void *job, int64_t list, int worker);
+/* list_scan.c, rows_scan.c - tasks of kna__parallel_for; the list is the one of that place among those looked into */
+void kna__scan_list(void *job, int64_t place, int worker);
 void kna__scan_rows(void *job, int64_t section, int worker);
 
 /* build_flat.c */
-int kna__build_flat(const kna__rows *rows, int metric);
+int kna__build_flat(const kna__rows *rows, int metric, const uint32_t *ids, uint64_t count); /* ids: as kna__rows_list() has them */
 
 /* query.c */
+/* KNA_ESHAPE, KNA_ETYPE, KNA_EINVAL, or KNA_EVALUE where one is not finite. */
+int kna__queries_check(kna_context *context, const kna_rows *queries, uint64_t dim);
 void kna__query_prepare(const kna__search_job *job, kna__query *query, const float *q, float *scan_q, int8_t *codes);
 /* base of a list with this center; NULL: zeros. */
 double kna__base_of(int metric, const kna__query *query, const float *center, uint64_t dim);

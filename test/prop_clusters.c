@@ -1,0 +1,335 @@
+/*
+ * prop_clusters.c - indexes of clusters: exact where they are told to be, the recall they say they have, rows assigned to near centers, the
+ * metric of queries; the same bits alone and in a batch, on 1, 2 and 5 threads.
+ */
+#include "random_case.h"
+#include "search_case.h"
+
+#include "../src/search/clusters.h"
+#include "../src/search/turn.h"
+
+static kna_rows rows_of(const float *q, int64_t m, int64_t dim)
+{
+    return (kna_rows){ .data = q, .type = KNA_F32, .heads = 1, .rows = m, .dim = dim };
+}
+
+static kna_search *clusters_of(const search_case *c)
+{
+    kna_search *s = NULL;
+    kna_search_options o = KNA_SEARCH_OPTIONS;
+    o.metric = c->metric;
+    o.index = KNA_SEARCH_CLUSTERS;
+    WELL(c->context, kna_search_open(c->context, &s, c->store, 0, &o));
+    return s;
+}
+
+static bool index_clusters(search_case *c, int64_t lists, const kna_rows *queries)
+{
+    kna_store_index_options o = KNA_STORE_INDEX_OPTIONS;
+    o.kind = KNA_SEARCH_CLUSTERS;
+    o.metric = c->metric;
+    o.lists = lists;
+    o.queries = queries;
+    return WELL(c->context, kna_store_index(c->store, 0, &o));
+}
+
+/* ---- all clusters looked into: nothing is missed */
+
+static void exact_through_clusters(void)
+{
+    for (int i = 0; i < rounds(60); i++) {
+        int type = (int)test_below(KNA_TYPE_COUNT), metric = (int)test_below(KNA_METRIC_COUNT), kind = (int)test_below(KINDS);
+        int64_t dim = type == KNA_Q8_0 ? 32 * (1 + (int64_t)test_below(3)) : 1 + (int64_t)test_below(90),
+                m = 1 + (int64_t)test_below(12);
+        search_case c = search_begin(context_best(), type, dim, metric);
+        search_add(&c, (int64_t)test_below(3000), kind);
+        search_add(&c, (int64_t)test_below(300), kind);
+        float *q = search_queries(&c, m, NORMAL), *like = search_queries(&c, 50, NORMAL);
+        kna_rows sample = rows_of(like, 50, dim), queries = rows_of(q, m, dim);
+        index_clusters(&c, (int64_t)test_below(3) * (int64_t)test_below(100), test_below(2) ? &sample : NULL);
+        search_add(&c, (int64_t)test_below(200), kind); /* rows no list has */
+        search_remove(&c, 1);
+        kna_search *s = clusters_of(&c);
+        kna_search_how how = KNA_SEARCH_HOW;
+        how.k = 1 + (int64_t)test_below(30);
+        how.exact = (int)test_below(2);
+        how.probes = how.exact ? 1 : 1 << 20; /* more than there are */
+        kna_hit *hits = malloc((size_t)(m * how.k) * sizeof *hits);
+        int64_t *counts = malloc((size_t)m * sizeof *counts);
+        truth *all = malloc((size_t)(c.rows + 1) * sizeof *all);
+        bool holds = WELL(c.context, kna_search_run(s, hits, counts, &queries, &how, NULL));
+        for (int64_t j = 0; j < m && holds; j++) {
+            int64_t there = search_truth(&c, q + j * dim, NULL, all);
+            holds = search_is_truth(&c, q + j * dim, all, there, hits + j * how.k, counts[j], how.k, 0);
+        }
+        if (!holds)
+            printf("  type %d metric %d kind %d dim %lld rows %lld\n", type, metric, kind, (long long)dim, (long long)c.rows);
+        free(hits);
+        free(counts);
+        free(all);
+        free(q);
+        free(like);
+        kna_search_close(s);
+        search_end(&c);
+    }
+}
+
+/* ---- some of them */
+
+enum { BLOBS = 40 };
+
+/* Rows about 40 points, of which queries are near one each, in a space that queries see as twice as long one way. */
+static void blobs(float *x, int64_t n, int64_t dim, bool queries, uint64_t seed)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t blob = test_below(BLOBS);
+        for (int64_t j = 0; j < dim; j++) {
+            double center = 4 * (kna__uniform(seed, blob, (uint64_t)j) - 0.5), u = 2 * test_uniform() - 1;
+            x[i * dim + j] = (float)((center + u) * (queries && j == 0 ? 2 : 1));
+        }
+    }
+}
+
+static void add_floats(search_case *c, const float *x, int64_t n)
+{
+    kna_document d = { .uri = "" };
+    kna_store_rows rows = { 0, 0, rows_of(x, n, c->dim) };
+    WELL(c->context, kna_store_add(c->store, &d, &rows, 1, 0));
+    WELL(c->context, kna_store_commit(c->store));
+}
+
+static double recall_of(kna_search *s, kna_search *truly, const kna_rows *queries, const kna_search_how *how, double *lists)
+{
+    int64_t m = queries->rows, k = how->k, found = 0, all = 0;
+    kna_hit *hits = malloc((size_t)(2 * m * k) * sizeof *hits), *right = hits + m * k;
+    int64_t *counts = malloc((size_t)(2 * m) * sizeof *counts);
+    kna_search_report report = { .size = sizeof report };
+    EXPECT_INT(kna_search_run(s, hits, counts, queries, how, &report), KNA_OK);
+    EXPECT_INT(kna_search_run(truly, right, counts + m, queries, how, NULL), KNA_OK);
+    for (int64_t i = 0; i < m; i++) {
+        all += counts[m + i];
+        for (int64_t a = 0; a < counts[i]; a++) {
+            for (int64_t b = 0; b < counts[m + i]; b++) {
+                bool same = hits[i * k + a].row == right[i * k + b].row;
+                found += same;
+                if (same) EXPECT(hits[i * k + a].score == right[i * k + b].score); /* scores are of the rows, whoever found them */
+            }
+        }
+    }
+    *lists = (double)report.lists_seen / (double)m;
+    free(hits);
+    free(counts);
+    return (double)found / (double)all;
+}
+
+/* With queries it was not measured by, the recall is what was aimed at: of 1,000 queries' 10, within four standard errors of theirs and of the
+ * 256 it was measured by; and less is looked into than there is. */
+static void recall_as_said(void)
+{
+    enum { N = 20000, M = 1000, DIM = 13 };
+    float *x = malloc((size_t)N * DIM * sizeof *x), *q = malloc((size_t)2 * M * DIM * sizeof *q);
+    for (int metric = 0; metric < KNA_METRIC_COUNT; metric++) {
+        for (int own = 0; own < 2; own++) {
+            search_case c = search_begin(context_best(), KNA_F32, DIM, metric);
+            blobs(x, N, DIM, false, test_state.seed);
+            blobs(q, 2 * M, DIM, !own, test_state.seed);
+            add_floats(&c, x, N);
+            kna_rows like = rows_of(q, M, DIM), queries = rows_of(q + M * DIM, M, DIM);
+            index_clusters(&c, 300, own ? NULL : &like);
+            kna_search *s = clusters_of(&c), *truly = NULL;
+            kna_search_options o = KNA_SEARCH_OPTIONS;
+            o.metric = metric;
+            o.index = KNA_SEARCH_NONE;
+            WELL(c.context, kna_search_open(c.context, &truly, c.store, 0, &o));
+            double before = 0;
+            for (int aim = 0; aim < KNA_AIMS; aim++) {
+                kna_search_how how = KNA_SEARCH_HOW;
+                how.recall = kna__aim(aim);
+                double lists, recall = recall_of(s, truly, &queries, &how, &lists);
+                double error = sqrt(how.recall * (1 - how.recall) * (1.0 / 256 + 1.0 / M));
+                EXPECT_THAT(recall >= how.recall - 4 * error, "metric %d: recall %.4f, aim %.4f", metric, recall, how.recall);
+                EXPECT(recall >= before && lists <= (aim < 4 ? 60 : 300));
+                before = recall;
+            }
+            kna_search_close(s);
+            kna_search_close(truly);
+            search_end(&c);
+        }
+    }
+    free(x);
+    free(q);
+}
+
+/* One query at a time, all at once; 1, 2 and 5 threads, each with an index of its own. */
+static void same_bits(void)
+{
+    enum { N = 9000, M = 70, DIM = 24, K = 7 };
+    float *x = malloc((size_t)N * DIM * sizeof *x), *q = malloc((size_t)M * DIM * sizeof *q);
+    blobs(x, N, DIM, false, 1);
+    blobs(q, M, DIM, true, 1);
+    kna_hit first[M * K], hits[M * K];
+    int64_t first_counts[M], counts[M];
+    memset(first, 0, sizeof first);
+    for (int t = 0; t < 3; t++) {
+        static const int threads[] = { 1, 2, 5 };
+        kna_context *context = NULL;
+        kna_context_options co = KNA_CONTEXT_OPTIONS;
+        co.threads = threads[t];
+        EXPECT_INT(kna_context_new(&context, &co), KNA_OK);
+        search_case c = search_begin(context, KNA_F32, DIM, KNA_IP);
+        add_floats(&c, x, N);
+        kna_rows queries = rows_of(q, M, DIM), one = rows_of(q, 1, DIM);
+        index_clusters(&c, 0, &queries);
+        kna_search *s = clusters_of(&c);
+        kna_search_how how = KNA_SEARCH_HOW;
+        how.k = K;
+        how.recall = 0.8;
+        memset(hits, 0, sizeof hits);
+        WELL(context, kna_search_run(s, hits, counts, &queries, &how, NULL));
+        if (t == 0) {
+            memcpy(first, hits, sizeof first);
+            memcpy(first_counts, counts, sizeof counts);
+        }
+        EXPECT(memcmp(first, hits, sizeof hits) == 0 && memcmp(first_counts, counts, sizeof counts) == 0);
+        memset(hits, 0, sizeof hits);
+        for (int i = 0; i < M; i++) {
+            one.data = q + i * DIM;
+            WELL(context, kna_search_run(s, hits + i * K, counts + i, &one, &how, NULL));
+        }
+        EXPECT(memcmp(first, hits, sizeof hits) == 0 && memcmp(first_counts, counts, sizeof counts) == 0);
+        kna_search_close(s);
+        search_end(&c);
+        kna_context_free(context);
+    }
+    free(x);
+    free(q);
+}
+
+/* ---- parts */
+
+static double distance(const float *a, const float *b, int64_t dim)
+{
+    double sum = 0;
+    for (int64_t j = 0; j < dim; j++) sum += ((double)a[j] - (double)b[j]) * ((double)a[j] - (double)b[j]);
+    return sum;
+}
+
+/* The center a row gets is the nearest, or as near up to what int8 loses of the row and of the centers. */
+static void near_centers(void)
+{
+    for (int i = 0; i < rounds(40); i++) {
+        int64_t lists = 1 + (int64_t)test_below(200), n = 1 + (int64_t)test_below(60), dim = 1 + (int64_t)test_below(70);
+        kna_context *context = context_best();
+        float *centers = malloc((size_t)(lists * dim) * sizeof *centers), *x = malloc((size_t)(n * dim) * sizeof *x);
+        uint32_t *to = malloc((size_t)n * sizeof *to);
+        blobs(centers, lists, dim, false, 3);
+        blobs(x, n, dim, false, 3);
+        kna__packed packed;
+        WELL(context, kna__packed_make(context, &packed, centers, (uint64_t)lists, (uint64_t)dim));
+        kna__packed_by_distance(context->kernels, &packed, centers);
+        void *room = aligned_alloc(64, (kna__assign_room(&packed) + 63) / 64 * 64);
+        kna__assign(context->kernels, to, &packed, x, (uint64_t)n, room);
+        for (int64_t r = 0; r < n; r++) {
+            double best = INFINITY,
+                   lost = 3.0 * 3.0 / 127 * 2 * (double)dim; /* numbers are below 3: half a step each, products of both */
+            for (int64_t l = 0; l < lists; l++) best = fmin(best, distance(x + r * dim, centers + l * dim, dim));
+            if (!EXPECT(to[r] < lists)) continue;
+            double got = distance(x + r * dim, centers + to[r] * dim, dim);
+            EXPECT_THAT(got <= best + 2 * lost, "distance %g, the nearest %g", got, best);
+        }
+        free(room);
+        kna__packed_free(context, &packed);
+        free(centers);
+        free(x);
+        free(to);
+    }
+}
+
+static void sorted_by_list(void)
+{
+    for (int i = 0; i < 50; i++) {
+        uint64_t n = test_below(300), lists = 1 + test_below(20);
+        uint64_t *first = malloc((size_t)(lists + 1) * sizeof *first);
+        uint32_t *to = malloc((size_t)(n + 1) * sizeof *to), *order = malloc((size_t)(n + 1) * sizeof *order);
+        for (uint64_t r = 0; r < n; r++) to[r] = (uint32_t)test_below(lists);
+        kna__sort_by_list(first, order, to, n, lists);
+        EXPECT(first[0] == 0 && first[lists] == n);
+        for (uint64_t l = 0; l < lists; l++) {
+            for (uint64_t r = first[l]; r < first[l + 1]; r++) {
+                EXPECT(to[order[r]] == l && (r == first[l] || order[r] > order[r - 1]));
+            }
+        }
+        free(first);
+        free(to);
+        free(order);
+    }
+}
+
+/* |x L|^2 is the mean square of <q,x>, up to the share of the plain metric, and L^-1 takes x L back to x. */
+static void turned_as_queries_see(void)
+{
+    enum { DIM = 9, M = 500 };
+    float q[M * DIM], turn[DIM * DIM], x[DIM], y[DIM];
+    blobs(q, M, DIM, true, 5);
+    WELL(context_best(), kna__turn_make(context_best(), turn, q, M, DIM));
+    double trace = 0, plain = 0.1;
+    for (int i = 0; i < M * DIM; i++) trace += (double)q[i] * (double)q[i];
+    for (int round = 0; round < 20; round++) {
+        double square = 0, mean = 0, own = 0;
+        blobs(x, 1, DIM, false, 7);
+        for (int j = 0; j < DIM; j++) {
+            double sum = 0;
+            for (int a = 0; a < DIM; a++) sum += (double)x[a] * (double)turn[a * DIM + j];
+            y[j] = (float)sum;
+            square += sum * sum;
+            own += (double)x[j] * (double)x[j];
+        }
+        for (int i = 0; i < M; i++) {
+            double dot = 0;
+            for (int j = 0; j < DIM; j++) dot += (double)q[i * DIM + j] * (double)x[j];
+            mean += dot * dot;
+        }
+        EXPECT_NEAR(square, mean * DIM / trace + plain * own, 1e-4 * square);
+        kna__turn_back(y, turn, DIM);
+        for (int j = 0; j < DIM; j++) EXPECT_NEAR(y[j], x[j], 1e-4);
+    }
+}
+
+static void refused(void)
+{
+    search_case c = search_begin(context_best(), KNA_F32, 5, KNA_IP);
+    float q[10] = { 0 };
+    kna_rows queries = rows_of(q, 2, 5);
+    kna_store_index_options o = KNA_STORE_INDEX_OPTIONS;
+    o.kind = KNA_SEARCH_CLUSTERS;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_OK); /* of nothing */
+    o.lists = -1;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_EINVAL);
+    o.lists = 0;
+    o.queries = &queries;
+    queries.dim = 4;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_ESHAPE);
+    queries.dim = 5;
+    queries.rows = 0;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_ESHAPE);
+    queries.rows = 2;
+    q[7] = NAN;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_EVALUE);
+    q[7] = 0;
+    EXPECT_INT(kna_store_index(c.store, 0, &o), KNA_OK); /* queries of zeros say nothing, and break nothing */
+    search_end(&c);
+}
+
+int main(int argc, char **argv)
+{
+    test_begin(argc, argv);
+    TEST(exact_through_clusters);
+    TEST(recall_as_said);
+    TEST(same_bits);
+    TEST(near_centers);
+    TEST(sorted_by_list);
+    TEST(turned_as_queries_see);
+    TEST(refused);
+    contexts_free();
+    return test_end();
+}
