@@ -12,12 +12,16 @@ import time
 
 import numpy as np
 
+from search_contenders import LeftOut
+
 DOCUMENT = 512
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def call(*words):
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True)
+    if done.returncode == 2:
+        raise LeftOut("refused, as kna has said")
     if done.returncode != 0:
         raise SystemExit(f"search_peers.py: {' '.join(map(str, words))} ended with {done.returncode}")
     return done.stdout

@@ -159,7 +159,13 @@ def run(o):
             os.makedirs(folder, exist_ok=True)
     contenders = contenders_of(o, *base.shape)
     task = Task(o, base, queries)
-    built = {c.name: build(c, o, base) for c in contenders}
+    built = {}
+    for contender in list(contenders):
+        try:
+            built[contender.name] = build(contender, o, base)
+        except search_contenders.LeftOut as why:
+            say(f"{contender.name} is left out: {why}")
+            contenders.remove(contender)
     if o.build_only:
         for name, seconds in built.items():
             say(f"{name}: {seconds:.1f} s")

@@ -260,24 +260,16 @@ static int write_hits(const bench *b)
 {
     const int64_t m = b->rows.rows;
     const int64_t k = b->r->k;
-    int32_t *ids = malloc((size_t)(b->count * m * k) * sizeof *ids);
-    if (!ids) return cli_fail("out of memory: %" PRId64 " hits", b->count * m * k);
-    int64_t large = 0;
+    FILE *to = cli_output_open(b->r->hits);
+    if (!to) return CLI_FAILED;
+    npy_write_head_i64(to, 3, (const int64_t[]){ b->count, m, k });
     for (int64_t i = 0; i < b->count * m * k; i++) {
         const setting *s = &b->settings[i / (m * k)];
         const int64_t at = i % (m * k);
         const int64_t row = at % k < s->counts[at / k] ? s->hits[at].row : -1;
-        if (row > INT32_MAX) large = row;
-        ids[i] = (int32_t)row;
+        fwrite(&row, sizeof row, 1, to);
     }
-    if (large) {
-        free(ids);
-        return cli_refuse("--hits: row %" PRId64 " was found; the file's numbers end at %d", large, INT32_MAX);
-    }
-    FILE *to = cli_output_open(b->r->hits);
-    if (to) npy_write_ids(to, 3, (const int64_t[]){ b->count, m, k }, ids);
-    free(ids);
-    return to ? cli_output_commit() : CLI_FAILED;
+    return cli_output_commit();
 }
 
 /* ------------------------------------------------------------------ command */
