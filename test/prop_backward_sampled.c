@@ -145,13 +145,13 @@ static void frozen_sets(void)
 /* Large enough for several blocks of queries, of tiles and of slices. */
 static void laws(void)
 {
-    static const int methods[] = { KNA_TOPK, KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION };
-    for (int i = 0; i < 7; i++) {
+    static const int methods[] = { KNA_TOPK, KNA_UNIFORM, KNA_GUMBEL, KNA_REJECTION, KNA_STRATIFIED, KNA_CENTROID, KNA_CONTROL };
+    for (int i = 0; i < 10; i++) {
         random_case c = { .guarded = false };
         case_begin(&c, (shape){ 4, 2, 300, 420, 40, 36 });
         backward_case b = backward_begin(&c);
-        c.options.method = methods[i < 4 ? i : 3];
-        c.options.chain = i < 4 ? 0 : i == 4 ? KNA_CHAIN_JOINT : KNA_CHAIN_TAIL;
+        c.options.method = methods[i < 4 ? i : i < 7 ? 3 : i - 3];
+        c.options.chain = i == 4 ? KNA_CHAIN_JOINT : i == 5 ? KNA_CHAIN_TAIL : 0;
         c.options.causal = 1;
         c.options.k_near = 30;
         c.options.samples = 20;
@@ -596,7 +596,15 @@ static void bad_input(void)
     c.options.method = KNA_MOM;
     backward_expect_refused(&b, KNA_EINVAL, "method: there are no gradients of mom");
     for (c.options.method = KNA_STRATIFIED; c.options.method <= KNA_CONTROL; c.options.method++) {
-        backward_expect_refused(&b, KNA_EINVAL, "method: there are no gradients of ");
+        c.options.softcap = 2;
+        backward_expect_refused(&b, KNA_EINVAL, "softcap: gradients of ");
+        c.options.softcap = 0;
+        case_mask(&c, KNA_F32, 1, 0.1, false, false);
+        backward_expect_refused(&b, KNA_EINVAL, "mask: gradients of ");
+        c.options.mask.data = NULL;
+        c.options.slopes = (const float[]){ 0.1f, 0.2f };
+        backward_expect_refused(&b, KNA_EINVAL, "slopes: gradients of ");
+        c.options.slopes = NULL;
     }
     c.options.method = KNA_UNIFORM;
     c.options.bounds = KNA_BOUNDS_CLUSTERS;

@@ -85,7 +85,10 @@ static int check_chain(const kna__problem *p)
     return KNA_OK;
 }
 
-/* Lists are made of a scan's heads and tails: cells of keys change which keys are in these, and by what they are drawn. */
+/*
+ * Lists are made of a scan's heads and tails: an index of clusters and bounds of cells change which keys are in these, and by what they
+ * are drawn. Means of cells are followed where a logit is a product.
+ */
 static int check_cells(const kna__problem *p)
 {
     const kna_attend_options *o = &p->options;
@@ -98,8 +101,12 @@ static int check_cells(const kna__problem *p)
     if (o->certificate == KNA_CERTIFICATE_DETERMINISTIC) {
         return KNA_FAIL(p->context, KNA_EINVAL, "certificate: there are no gradients with one that is deterministic");
     }
-    if (o->method == KNA_MOM || (o->method >= KNA_STRATIFIED && o->method <= KNA_CONTROL)) {
+    if (o->method == KNA_MOM) {
         return KNA_FAIL(p->context, KNA_EINVAL, "method: there are no gradients of %s", kna_method_name(o->method));
+    }
+    if (o->method >= KNA_STRATIFIED && o->method <= KNA_CONTROL && (o->mask.data || o->slopes || o->softcap > 0)) {
+        return KNA_FAIL(p->context, KNA_EINVAL, "%s: gradients of %s cannot follow it",
+                        o->mask.data ? "mask" : o->slopes ? "slopes" : "softcap", kna_method_name(o->method));
     }
     return KNA_OK;
 }

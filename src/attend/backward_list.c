@@ -43,10 +43,10 @@ static void read_dout(const kna__backward *b, int64_t head, int64_t query, float
     p->kernels->widen[b->dout.type](dout, (size_t)p->dv, kna__span_at(&b->dout, head, query), 1, (size_t)p->dv);
 }
 
-/* x to dS, in place. */
-static void tilt(float *x, const float *shares, int64_t fixed, int64_t count)
+/* x to dS, in place; `known` is what is added to Delta beside these entries. Returns Delta. */
+static double tilt(float *x, const float *shares, int64_t fixed, int64_t count, double known)
 {
-    double known = 0, left = 0, sum = 0, others = (double)(count - fixed - 1);
+    double left = 0, sum = 0, others = (double)(count - fixed - 1);
     for (int64_t i = 0; i < fixed; i++) {
         known += (double)shares[i] * (double)x[i];
     }
@@ -59,6 +59,7 @@ static void tilt(float *x, const float *shares, int64_t fixed, int64_t count)
         double mine = i < fixed || others < 1 ? delta : known + left * (sum - (double)x[i]) / others;
         x[i] = (float)((double)shares[i] * ((double)x[i] - mine));
     }
+    return delta;
 }
 
 /* A soft cap's slope at every key. */
@@ -83,6 +84,7 @@ static void differentiate_row(void *argument, int64_t row, int worker)
     const int32_t *keys = job->lists->keys + first;
     float *shares = job->lists->shares + first, *slopes = job->lists->slopes + first, q[KNA_MAX_DIM], dout[KNA_MAX_DIM];
     float *dq = kna__gradient_at(&job->b->dq, head, query);
+    const kna__list_cells *cells = job->lists->cells;
     (void)worker;
     if (!count) {
         return;
@@ -90,12 +92,19 @@ static void differentiate_row(void *argument, int64_t row, int worker)
     read_dout(job->b, head, query, dout);
     kna__queries_read(p, q, kv_head, query * p->g + head % p->g, 1);
     p->kernels->dot_at[p->v.type](slopes, 0, dout, 0, 1, kna__span_at(&p->v, kv_head, 0), keys, (size_t)count, (size_t)p->dv);
-    tilt(slopes, shares, job->lists->fixed[row], count);
+    double by_cells = cells ? kna__list_cells_delta(job->lists, p, kv_head, row, dout, slopes) : 0;
+    double delta = tilt(slopes, shares, job->lists->fixed[row], count, by_cells);
+    if (cells) {
+        kna__list_cells_tilt(job->lists, p, kv_head, row, delta);
+    }
     uncap(job, kv_head, q, keys, slopes, count);
     p->kernels->scale(shares, job->lists->weight[row], (size_t)count);
     p->kernels->scale(slopes, job->lists->weight[row], (size_t)count);
     if (dq) {
         p->kernels->mix_at[p->k.type](dq, 0, slopes, 0, 1, kna__span_at(&p->k, kv_head, 0), keys, (size_t)count, (size_t)p->d);
+        if (cells) {
+            kna__list_cells_pull(job->lists, p, kv_head, row, dq);
+        }
         p->kernels->scale(dq, p->scale, (size_t)p->d);
     }
 }
@@ -121,6 +130,9 @@ static void add_row(const list_job *job, int64_t head, int64_t query, bool is_ke
     for (int64_t i = first; i < end; i++) {
         float *at = kna__gradient_at(to, kv_head, job->lists->keys[i]);
         p->kernels->axpy(at + column, weights[i], x + column, (size_t)columns);
+    }
+    if (job->lists->cells) {
+        kna__list_cells_add(job->lists, p, kv_head, row, is_key, x, column, columns);
     }
 }
 

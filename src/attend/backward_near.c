@@ -1,23 +1,26 @@
 /*
  * backward_near.c - gradients of calls that go by the nearest keys: topk and uniform, the sets of the forward call held fixed, and
- * by keys drawn (backward_chain.c). A block of queries at a time the forward call is repeated, which leaves lists of keys instead of
+ * by keys drawn (backward_chain.c); of samples that go by cells, these held fixed too (backward_cells.c). A block of queries at a time the forward call is repeated, which leaves lists of keys instead of
  * outputs (sampled_list.c): random numbers belong to positions, so the lists are those the outputs were made of.
  */
 #include "chain.h"
 #include "nearest.h"
+#include "strata.h"
 
 enum {
     BLOCK = 256,       /* queries at a time, at most */
     ENTRIES = 1 << 20, /* and entries of their lists, unless one query has more */
     PILOT_LEAST = 32,  /* keys that certificates finite and bernstein look at besides, or a fiftieth: sampled_tail.c */
-    STRATUM_LEAST = 4  /* and of each group at least */
+    STRATUM_LEAST = 4, /* and of each group at least */
+    LOOSE_MOST = 64    /* keys in no cell, where all are present: the first 16, and less than a block at both ends */
 };
 
 typedef struct near_job {
     kna__backward *b;
     kna__chain_plan plan;
     kna__lists lists;
-    bool by_draws;
+    kna__list_cells cells;
+    bool by_cells;
 } near_job;
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -32,6 +35,9 @@ static int64_t entries_of(const near_job *job, int64_t head, int64_t query)
     const kna_attend_options *o = &p->options;
     int64_t groups = o->key_groups ? o->key_group_count : 0; /* quotas rounded up; and some keys of each stratum */
     int64_t near = smaller(o->k_near + groups, p->n);
+    if (job->by_cells) {
+        return (o->index ? p->n : smaller(near + LOOSE_MOST, p->n)) + o->samples + p->n / KNA_BLOCK;
+    }
     if (o->method == KNA_TOPK) {
         return near;
     }
@@ -79,6 +85,10 @@ static size_t cut_lists(near_job *job, char *base)
         most = entries > most ? entries : most;
     }
     kna__lists_cut(&job->lists, p->h * smaller(p->m, BLOCK), most, &cutter);
+    if (job->by_cells) {
+        kna__list_cells_cut(&job->cells, job->b, p->h * smaller(p->m, BLOCK), most, &cutter);
+    }
+    job->lists.cells = job->by_cells ? &job->cells : NULL;
     return cutter.used;
 }
 
@@ -90,6 +100,9 @@ static void lay_out(near_job *job, kna__lists_block block)
         int64_t head = row / block.queries, query = block.query + row % block.queries;
         job->lists.first[row] = at;
         job->lists.count[row] = job->lists.fixed[row] = 0;
+        if (job->by_cells) {
+            job->cells.count[row] = 0;
+        }
         job->lists.weight[row] = p->options.chain == KNA_CHAIN_JOINT ? job->plan.weight[head * p->m + query] : 1;
         at += entries_of(job, head, query);
     }
@@ -134,22 +147,19 @@ static int run_blocks(near_job *job, const kna_index *index)
     return KNA_OK;
 }
 
-/* One index for all blocks, unless the caller has one. */
-static int run_with_index(near_job *job)
+static void clear_cells(const near_job *job)
 {
     const kna__problem *p = &job->b->problem;
-    kna_index *own = NULL;
-    if (p->options.index) {
-        return run_blocks(job, p->options.index);
+    size_t all = (size_t)(p->h_kv * KNA_STRATA_LEVELS * job->cells.strata.cells);
+    if (job->cells.dk) {
+        memset(job->cells.dk, 0, all * (size_t)p->d * sizeof(float));
     }
-    int status = kna_index_new(p->context, &own, KNA_TOPK, p->h_kv, p->d, p->dv);
-    status = status == KNA_OK ? kna_index_update(p->context, own, &p->k, &p->v, 0, p->n) : status;
-    status = status == KNA_OK ? run_blocks(job, own) : status;
-    kna_index_free(own);
-    return status;
+    if (job->cells.dv) {
+        memset(job->cells.dv, 0, all * (size_t)p->dv * sizeof(float));
+    }
 }
 
-static int run_planned(near_job *job)
+static int run_planned(near_job *job, const kna_index *index)
 {
     const kna__problem *p = &job->b->problem;
     size_t bytes = cut_lists(job, NULL);
@@ -158,15 +168,48 @@ static int run_planned(near_job *job)
         return KNA_FAIL(p->context, KNA_ENOMEM, "out of memory for %zu bytes of lists of keys", bytes);
     }
     cut_lists(job, held);
-    int status = run_with_index(job);
+    if (job->by_cells) {
+        clear_cells(job);
+    }
+    int status = run_blocks(job, index);
+    if (status == KNA_OK && job->by_cells) {
+        kna__list_cells_spread(job->b, &job->cells);
+    }
     kna__release(&p->context->heap, held, bytes);
+    return status;
+}
+
+/* The cells of all queries: those of a block's alone would be the same, and formed for every block. */
+static int run_with_cells(near_job *job, const kna_index *index)
+{
+    if (!job->by_cells) {
+        return run_planned(job, index);
+    }
+    KNA_TRY(kna__strata_new(&job->b->problem, index, &job->cells.strata));
+    int status = run_planned(job, index);
+    kna__strata_free(&job->cells.strata);
+    return status;
+}
+
+/* One index for all blocks, unless the caller has one. */
+static int run_with_index(near_job *job)
+{
+    const kna__problem *p = &job->b->problem;
+    kna_index *own = NULL;
+    if (p->options.index) {
+        return run_with_cells(job, p->options.index);
+    }
+    int status = kna_index_new(p->context, &own, KNA_TOPK, p->h_kv, p->d, p->dv);
+    status = status == KNA_OK ? kna_index_update(p->context, own, &p->k, &p->v, 0, p->n) : status;
+    status = status == KNA_OK ? run_with_cells(job, own) : status;
+    kna_index_free(own);
     return status;
 }
 
 int kna__backward_near(kna__backward *b)
 {
     const kna__problem *p = &b->problem;
-    near_job job = { .b = b, .plan = { .b = b } };
+    near_job job = { .b = b, .plan = { .b = b }, .by_cells = kna__needs_strata(&p->options) };
     kna__cutter cutter = { NULL, 0 };
     kna__chain_cut(&job.plan, &cutter);
     size_t bytes = cutter.used;
@@ -177,7 +220,7 @@ int kna__backward_near(kna__backward *b)
     cutter = (kna__cutter){ held, 0 };
     kna__chain_cut(&job.plan, &cutter);
     kna__chain_draw(&job.plan);
-    int status = run_planned(&job);
+    int status = run_with_index(&job);
     kna__release(&p->context->heap, held, bytes);
     return status;
 }

@@ -1,4 +1,5 @@
 /* nearest.c - the call: tiles of queries, the scan, the report. See nearest.h for the plan. */
+#include "lists.h"
 #include "sampled.h"
 
 #include <math.h>
@@ -254,6 +255,10 @@ int kna__attend_nearest(const kna__problem *p, const kna_index *index, kna_repor
     job.ld = (p->n + KNA_BLOCK - 1) / KNA_BLOCK * KNA_BLOCK;
     job.tile = choose_tile(p, job.ld);
     job.chunks = (job.ld / KNA_BLOCK + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
+    if (job.stratified && p->lists) {
+        job.strata = p->lists->cells->strata;
+        return attend_tiles(&job, report);
+    }
     if (job.stratified) {
         double start = kna__seconds();
         KNA_TRY(kna__strata_new(p, index, &job.strata));

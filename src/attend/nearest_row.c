@@ -188,7 +188,7 @@ void kna__nearest_attend(nearest_row *row, kna__row_stats *stats)
         find_head(row);
     }
     bool is_all = row->seen <= p->options.k_near || row->listed == row->seen;
-    if (p->lists && (is_all || p->options.method != KNA_UNIFORM)) {
+    if (p->lists && (is_all || (p->options.method != KNA_UNIFORM && p->options.method < KNA_STRATIFIED))) {
         kna__list_row(row, is_all);
         return;
     }

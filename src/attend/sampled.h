@@ -99,5 +99,10 @@ bool kna__list_has_room(const nearest_row *row);
 /* The tail's first entries, the pilot, stand for themselves, samples of strata for these. sum: that of the softmax. */
 void kna__list_sample(nearest_row *row, kna__sampler *s, double sum, const kna__moments *pilot, const kna__stratum *strata,
                       int64_t count);
+/* By cells: keys of the sample and cells that stand by their means, with their weights; no keys after all; the sum, and then no more. */
+void kna__list_key(const nearest_row *row, int32_t key, double weight);
+void kna__list_cell(const nearest_row *row, int64_t cell, double weight);
+void kna__list_drop_keys(const nearest_row *row);
+void kna__list_end(const nearest_row *row, double sum);
 
 #endif

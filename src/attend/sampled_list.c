@@ -44,6 +44,9 @@ static void put_softmax(const nearest_row *row, const row_list *list)
     kna__state state = kna__soften(p->kernels, row->room.exact, row->listed);
     put_head(row, list, state.sum + kna__sink_weight(p, row->head, state.max));
     finish(row, list, row->listed, row->listed);
+    for (int64_t i = 0; p->lists->cells && i < row->listed; i++) {
+        p->lists->cells->in[p->lists->first[list->row] + i] = -1;
+    }
 }
 
 static void put_draws(nearest_row *row, const row_list *list)
@@ -133,7 +136,7 @@ void kna__list_row(nearest_row *row, bool is_all)
 {
     const kna__problem *p = row->job->problem;
     row_list list = list_of(row);
-    bool by_draws = p->options.method != KNA_TOPK && p->options.method != KNA_UNIFORM;
+    bool by_draws = p->options.method == KNA_GUMBEL || p->options.method == KNA_REJECTION;
     if (is_all) {
         kna__sampled_list_all(row);
     }
@@ -171,4 +174,60 @@ void kna__list_sample(nearest_row *row, kna__sampler *s, double sum, const kna__
         at = put_sample(&list, s, at, strata[i].keys, strata[i].m.count, each, sum);
     }
     finish(row, &list, at, at);
+}
+
+/* ---- by cells */
+
+void kna__list_key(const nearest_row *row, int32_t key, double weight)
+{
+    row_list list = list_of(row);
+    const kna__lists *lists = row->job->problem->lists;
+    int64_t at = lists->first[list.row] + row->listed + lists->count[list.row]++;
+    lists->keys[at] = key;
+    lists->cells->weights[at] = weight;
+    lists->cells->in[at] = -1;
+}
+
+void kna__list_cell(const nearest_row *row, int64_t x, double weight)
+{
+    row_list list = list_of(row);
+    kna__list_cells *cells = row->job->problem->lists->cells;
+    int64_t at = row->job->problem->lists->first[list.row] + cells->count[list.row]++;
+    cells->cell[at] = (int32_t)x;
+    cells->rest[at] = row->room.cells.rest[x];
+    cells->masses[at] = weight;
+}
+
+void kna__list_drop_keys(const nearest_row *row)
+{
+    row->job->problem->lists->count[list_of(row).row] = 0;
+}
+
+void kna__list_end(const nearest_row *row, double sum)
+{
+    row_list list = list_of(row);
+    const kna__lists *lists = row->job->problem->lists;
+    kna__list_cells *cells = lists->cells;
+    int64_t first = lists->first[list.row], sampled = lists->count[list.row];
+    int32_t *place = row->room.cells.first; /* where the tail's keys are is no longer asked: now, where a cell is among those listed */
+    put_head(row, &list, sum);
+    for (int64_t x = 0; x < row->room.cells.count; x++) {
+        place[x] = -1;
+    }
+    for (int64_t i = 0; i < cells->count[list.row]; i++) {
+        int32_t *cell = &cells->cell[first + i];
+        place[*cell] = (int32_t)i;
+        *cell = row->room.cells.cell[*cell];
+    }
+    for (int64_t i = 0; i < row->listed; i++) {
+        int32_t x = row->room.cells.of[row->room.ids[i]];
+        cells->in[first + i] = x >= 0 ? place[x] : -1;
+    }
+    for (int64_t i = row->listed; i < row->listed + sampled; i++) {
+        list.shares[i] = (float)(cells->weights[first + i] / sum);
+    }
+    for (int64_t i = first; i < first + cells->count[list.row]; i++) {
+        cells->shares[i] = (float)(cells->masses[i] / sum);
+    }
+    finish(row, &list, row->listed + sampled, row->listed + sampled);
 }

@@ -34,10 +34,21 @@ static int64_t dv_of(const strata_row *r)
     return r->row->job->problem->dv;
 }
 
-static void add_mean(strata_row *r, int64_t cell, double weight)
+/* A row whose gradients are wanted is a list: no values are needed. */
+static bool is_list(const strata_row *r)
 {
-    kna__cells_mean_value(r->row, cell, r->mean);
+    return r->row->job->problem->lists != NULL;
+}
+
+/* listed: what of it is the cell's in a list, where its keys take some of it. */
+static void add_mean(strata_row *r, int64_t cell, double weight, double listed)
+{
     r->tail += weight;
+    if (is_list(r)) {
+        kna__list_cell(r->row, cell, listed);
+        return;
+    }
+    kna__cells_mean_value(r->row, cell, r->mean);
     for (int64_t c = 0; c < dv_of(r); c++) {
         r->num[c] += weight * r->mean[c];
     }
@@ -48,6 +59,11 @@ static void add_key(strata_row *r, int32_t key, double w, double control, double
 {
     float value[KNA_MAX_DIM];
     double ww = (w - control) * (w - control), wwvv = 0;
+    if (is_list(r)) {
+        r->tail += factor * (w - control);
+        kna__list_key(r->row, key, factor * w);
+        return;
+    }
     kna__row_value(r->row, key, value);
     r->m.count++;
     r->m.w += w - control;
@@ -151,7 +167,7 @@ static void stratified(strata_row *r, int64_t samples)
         if (r->cells->share[order[i]]) {
             sample_cell(r, order[i]);
         } else {
-            add_mean(r, order[i], r->cells->mass[order[i]]);
+            add_mean(r, order[i], r->cells->mass[order[i]], r->cells->mass[order[i]]);
             r->by_means += r->cells->mass[order[i]];
         }
     }
@@ -204,13 +220,17 @@ static void control(strata_row *r, int64_t samples)
     kna__cells *c = r->cells;
     int64_t drawn = 0, count = samples < s->rest ? samples : s->rest;
     r->rest = s->rest;
+    memcpy(c->sums, c->mass, (size_t)c->count * sizeof *c->sums); /* less what the sample takes back of each */
     kna__draw_tail(s, s->tail, s->rest, &drawn, count);
     kna__sampler_logits(s, s->tail, count, s->logits);
     for (int64_t i = 0; i < count; i++) {
         int32_t key = s->tail[i], x = c->of[key];
-        double lift = c->lift ? (double)c->lift[key] : 0;
-        kna__cells_mean_value(r->row, x, r->mean);
-        add_key(r, key, kna__weight(s->logits[i]), exp(c->mean[x] + lift), (double)s->rest / (double)count);
+        double lift = c->lift ? (double)c->lift[key] : 0, by_mean = exp(c->mean[x] + lift), factor = (double)s->rest / (double)count;
+        if (!is_list(r)) {
+            kna__cells_mean_value(r->row, x, r->mean);
+        }
+        add_key(r, key, kna__weight(s->logits[i]), by_mean, factor);
+        c->sums[x] -= factor * by_mean;
     }
     double mass = 0;
     for (int64_t x = 0; x < c->count; x++) {
@@ -220,10 +240,14 @@ static void control(strata_row *r, int64_t samples)
         r->tail = 0;
         r->by_means = mass;
         memset(r->num, 0, (size_t)dv_of(r) * sizeof *r->num);
+        memcpy(c->sums, c->mass, (size_t)c->count * sizeof *c->sums);
+        if (is_list(r)) {
+            kna__list_drop_keys(r->row);
+        }
     }
     for (int64_t x = 0; x < c->count; x++) {
         if (c->rest[x]) {
-            add_mean(r, x, c->mass[x]);
+            add_mean(r, x, c->mass[x], c->sums[x]);
         }
     }
 }
@@ -251,7 +275,9 @@ void kna__strata_attend(nearest_row *row, kna__row_stats *stats, kna__sampler *s
     r.mean = at + 2 * p->dv;
     r.m = (kna__moments){ .wv = at + 3 * p->dv, .wwv = at + 4 * p->dv };
     memset(r.num, 0, (size_t)(4 * p->dv) * sizeof *at);
-    kna__head_values(row, r.known);
+    if (!p->lists) {
+        kna__head_values(row, r.known);
+    }
     switch (p->options.method) {
     case KNA_STRATIFIED:
         stratified(&r, p->options.samples);
@@ -263,6 +289,10 @@ void kna__strata_attend(nearest_row *row, kna__row_stats *stats, kna__sampler *s
         control(&r, p->options.samples);
     }
     double sum = r.head + r.tail, *out = at + 5 * p->dv;
+    if (p->lists) {
+        kna__list_end(row, sum);
+        return;
+    }
     for (int64_t c = 0; c < p->dv; c++) {
         out[c] = (r.known[c] + r.num[c]) / sum;
     }
