@@ -8,8 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench_text.h"
 #include "cli.h"
 #include "random.h"
+
+const char *const bench_data_names[] = { "topics", "text", NULL };
 
 #define TOPIC_KEYS 64
 
@@ -73,6 +76,25 @@ static void fill_query(float *to, const maker *m, int64_t head, int64_t query)
     for (uint64_t i = 0; i < (uint64_t)s->d; i++) to[i] = normal(noise, row * (uint64_t)s->d + i) + 1.5f * normal(topic, at + i);
 }
 
+static int convert(kna_context *context, converted *to, float *x, const bench_shape *s, const char *name)
+{
+    const kna_rows rows = { x, KNA_F32, s->h_kv, s->n, s->d, 0, 0, NULL };
+    return convert_rows(context, to, &rows, s->type, name);
+}
+
+static int fill_text(kna_context *context, bench_layer *layer, const maker *m)
+{
+    const bench_shape *s = m->shape;
+    const size_t numbers = (size_t)(s->h_kv * s->n) * (size_t)s->d;
+    float *k = malloc(numbers * sizeof *k), *v = malloc(numbers * sizeof *v);
+    int code = k && v ? CLI_OK : cli_fail("out of memory: %lld keys", (long long)s->n);
+    if (code == CLI_OK) code = bench_text_fill(layer->q, k, v, s, m->seed, m->layer);
+    if (code == CLI_OK) code = convert(context, &layer->k, k, s, "keys");
+    if (code == CLI_OK) code = convert(context, &layer->v, v, s, "values");
+    free(k), free(v);
+    return code;
+}
+
 int bench_layer_new(kna_context *context, bench_layer *layer, const bench_shape *shape, uint64_t seed, int64_t number)
 {
     const maker m = { shape, seed, number };
@@ -80,11 +102,11 @@ int bench_layer_new(kna_context *context, bench_layer *layer, const bench_shape 
     layer->q = malloc((size_t)(shape->h * shape->m) * (size_t)shape->d * sizeof *layer->q);
     if (!layer->q) return cli_fail("out of memory: %lld queries", (long long)shape->m);
     layer->q_rows = (kna_rows){ layer->q, KNA_F32, shape->h, shape->m, shape->d, 0, 0, NULL };
-    for (int64_t head = 0; head < shape->h; head++)
+    for (int64_t head = 0; head < shape->h && shape->data == BENCH_TOPICS; head++)
         for (int64_t query = 0; query < shape->m; query++)
             fill_query(layer->q + (head * shape->m + query) * shape->d, &m, head, query);
-    int code = fill(context, &layer->k, &m, KEY, KEY_TOPIC);
-    if (code == CLI_OK) code = fill(context, &layer->v, &m, VALUE, VALUE_TOPIC);
+    int code = shape->data == BENCH_TEXT ? fill_text(context, layer, &m) : fill(context, &layer->k, &m, KEY, KEY_TOPIC);
+    if (code == CLI_OK && shape->data == BENCH_TOPICS) code = fill(context, &layer->v, &m, VALUE, VALUE_TOPIC);
     if (code != CLI_OK) bench_layer_free(layer);
     return code;
 }

@@ -1,5 +1,6 @@
 /*
- * bench_data.h - synthetic operands for `kna bench`: the same numbers for the same seed on every machine.
+ * bench_data.h - synthetic operands for `kna bench`: the same numbers for the same seed on every machine. Topics (bench_data.c), or such as
+ * a model has that reads a text (bench_text.c).
  */
 #ifndef KNA_CLI_BENCH_DATA_H
 #define KNA_CLI_BENCH_DATA_H
@@ -10,7 +11,11 @@
 typedef struct bench_shape {
     int64_t h, h_kv, m, n, d;
     int type; /* of keys and values */
+    int data; /* position in bench_data_names */
 } bench_shape;
+
+enum { BENCH_TOPICS, BENCH_TEXT };
+extern const char *const bench_data_names[];
 
 /* One layer: its queries (always float32), keys and values. */
 typedef struct bench_layer {

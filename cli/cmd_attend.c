@@ -19,7 +19,7 @@ typedef struct request {
     operand_request operands;
     const char *out, *lse, *radius, *draws, *report;
     const char *labels;
-    int json;
+    int json, head_index;
     cli_method method;
     choice choice;
     cli_machine machine;
@@ -38,8 +38,13 @@ static const cli_option output_options[] = {
     { .name = NULL },
 };
 
+static const char *const head_index_names[] = { "scan", "knn", NULL };
+
 static const cli_option label_options[] = {
     { "labels", FILE_AT(labels), "l.npy", "quota, stratify: group of each key (n), float32: 0, 1, .." },
+    { "head-index", 0, CLI_CHOICE, AT(head_index), 0, 0, head_index_names, "KIND",
+      "uniform to control: the head by a scan of all keys, exact, or by clusters (knn), which may miss some; then draws and finite "
+      "certificates take --bounds clusters or --gap (default scan)" },
     { .name = NULL },
 };
 
@@ -69,6 +74,9 @@ static int parse(request *r, int argc, char **argv)
     if (code == CLI_GO_ON) code = cli_require(&usage, "out", r->out);
     if (code == CLI_GO_ON && choice_wants_groups(&r->choice) && !r->labels)
         return cli_refuse("attend: --labels is missing: %s goes by groups of keys", r->choice.stratify ? "--stratify" : "--diverse quota");
+    if (code == CLI_GO_ON && r->head_index && (r->method.method < KNA_UNIFORM || r->method.method > KNA_CONTROL))
+        return cli_refuse("attend: --head-index goes with methods that sample, not with %s", kna_method_name(r->method.method));
+    if (!r->method.k_near && !(r->method.delta > 0 && r->method.method == KNA_KNN)) r->method.k_near = 384;
     return code;
 }
 
@@ -96,6 +104,30 @@ typedef struct results {
     int64_t group_count;
 } results;
 
+enum { LEARNED_QUERIES = 64 };
+
+/* Clusters in the metric of the last queries: a call of knn meets them, and they are formed of all keys. */
+static int form_index(kna_index **index, float *out, const operands *o, kna_context *context, const kna_attend_options *like)
+{
+    kna_attend_options options = KNA_ATTEND_OPTIONS;
+    const kna_rows *q = &o->q_rows;
+    const kna_out_rows to = { out, 0, 0 };
+    kna_rows last = *q;
+    last.rows = q->rows < LEARNED_QUERIES ? q->rows : LEARNED_QUERIES;
+    last.head_stride_bytes = (int64_t)kna_type_row_bytes(q->type, q->dim) * q->rows;
+    last.data = (const char *)q->data + (q->rows - last.rows) * (int64_t)kna_type_row_bytes(q->type, q->dim);
+    int status = kna_index_new(context, index, KNA_KNN, o->k_rows.heads, o->k_rows.dim, o->v_rows.dim);
+    if (status == KNA_OK) status = kna_index_update(context, *index, &o->k_rows, &o->v_rows, 0, o->k_rows.rows);
+    options.method = KNA_KNN;
+    options.scale = like->scale;
+    options.causal = like->causal;
+    options.causal_shift = like->causal_shift;
+    options.index = *index;
+    if (status == KNA_OK) status = kna_attend(context, &to, NULL, NULL, &last, &o->k_rows, &o->v_rows, &options);
+    if (status == KNA_OK) status = kna_index_form(context, *index, &o->k_rows, &o->v_rows, o->k_rows.rows);
+    return status;
+}
+
 static int attend(results *to, const operands *o, kna_context *context, kna_report *report, const request *r)
 {
     kna_attend_options options = KNA_ATTEND_OPTIONS;
@@ -114,7 +146,9 @@ static int attend(results *to, const operands *o, kna_context *context, kna_repo
     if (!to->out || !to->lse) return cli_fail("out of memory: an output of %zu rows", rows);
     const kna_out_rows out = { to->out, 0, 0 };
     report->size = sizeof *report;
-    const int status = kna_attend(context, &out, to->lse, report, &o->q_rows, &o->k_rows, &o->v_rows, &options);
+    int status = r->head_index ? form_index(&options.index, to->out, o, context, &options) : KNA_OK;
+    if (status == KNA_OK) status = kna_attend(context, &out, to->lse, report, &o->q_rows, &o->k_rows, &o->v_rows, &options);
+    kna_index_free(options.index);
     return status == KNA_OK ? CLI_OK : operands_explain(context, status, &r->operands);
 }
 
@@ -186,6 +220,7 @@ static int write_outputs(const results *of, const operands *o, const kna_context
 int kna_cmd_attend(int argc, char **argv)
 {
     request r = { .method = CLI_METHOD, .machine = CLI_MACHINE };
+    r.method.k_near = 0; /* as --method and --delta say */
     operands o = { .q = { .data = NULL } };
     results made = { .out = NULL };
     kna_report report = { .size = sizeof report };

@@ -17,7 +17,7 @@
 typedef struct request {
     int64_t h, h_kv, d, m, layers, rounds; /* m 0: as many as keys */
     cli_list n;
-    int type;
+    int type, data;
     int causal;
     const char *contenders, *picture;
     double error;
@@ -38,6 +38,8 @@ static const cli_option shape_options[] = {
     { "kv-heads", 0, CLI_INT, AT(h_kv), 1, 1024, NULL, "N", "key/value heads (default 3)" },
     { "dim", 0, CLI_INT, AT(d), 1, KNA_MAX_DIM, NULL, "N", "dimension of keys and values (default 64)" },
     { "type", 0, CLI_CHOICE, AT(type), 0, 0, type_names, "TYPE", "keys and values: f32, f16, bf16, i8 or q8_0 (default f16)" },
+    { "data", 0, CLI_CHOICE, AT(data), 0, 0, bench_data_names, "KIND",
+      "topics: runs of keys alike; text: as the middle layers of a model have them that reads m and more tokens (default topics)" },
     { "causal", 0, CLI_FLAG, AT(causal), 0, 0, NULL, NULL, "query i sees keys 0 .. n - m + i (prefill: always)" },
     { "layers", 0, CLI_INT, AT(layers), 1, 1000, NULL, "N", "operands gone through in turn (decode 30, else 1)" },
     { .name = NULL },
@@ -115,6 +117,9 @@ static int check(const request *r)
     if (kna_type_row_bytes(r->type, r->d) == 0)
         return cli_refuse("--dim: %s needs a multiple of 32, not %" PRId64, kna_type_name(r->type), r->d);
     for (int i = 0; i < r->n.count; i++)
+        if (r->data == BENCH_TEXT && r->m > r->n.values[i])
+            return cli_refuse("--m: %" PRId64 " queries of a text of %" PRId64 " tokens", r->m, r->n.values[i]);
+    for (int i = 0; i < r->n.count; i++)
         if (r->causal && r->m > r->n.values[i])
             return cli_refuse("--m: %" PRId64 " causal queries over %" PRId64 " keys; the first would see none", r->m,
                               r->n.values[i]);
@@ -153,7 +158,7 @@ static bench_plan plan_for(const request *r, const int enabled[BENCH_CONTENDERS]
 {
     const int64_t n = r->n.values[cell];
     bench_plan plan = {
-        .shape = { r->h, r->h_kv, r->m ? r->m : n, n, r->d, r->type },
+        .shape = { r->h, r->h_kv, r->m ? r->m : n, n, r->d, r->type, r->data },
         .causal = r->causal,
         .layers = r->layers,
         .keeps_index = mode == DECODE,

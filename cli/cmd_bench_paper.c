@@ -3,15 +3,20 @@
  */
 #include "paper.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench_data.h"
+
 typedef struct request {
     const char *folder, *dump;
-    int64_t n, heads, dim, steps, max_n, late;
+    int64_t n, heads, kv_heads, dim, steps, max_n, late;
+    cli_list k;
     double budget_s;
     uint64_t seed;
     int only; /* position in names */
+    int data;
     cli_machine machine;
 } request;
 
@@ -25,10 +30,14 @@ static const cli_option options[] = {
     { "only", 0, CLI_CHOICE, AT(only), 0, 0, names, "NAME", "one experiment: errors, heads, gradients, times, automatic, descent (default all of these), long" },
     { "n", 'n', CLI_INT, AT(n), 16, 100000, NULL, "N", "keys, and queries (default 1000)" },
     { "heads", 0, CLI_INT, AT(heads), 1, 1024, NULL, "N", "heads (default 10)" },
+    { "kv-heads", 0, CLI_INT, AT(kv_heads), 1, 1024, NULL, "N", "key/value heads of a text (default a third of the heads, or as many)" },
     { "dim", 0, CLI_INT, AT(dim), 1, KNA_MAX_DIM, NULL, "N", "dimension (default 64)" },
     { "max-n", 0, CLI_INT, AT(max_n), 16, 10000000, NULL, "N", "largest n of the times (default 8 times --n)" },
     { "budget", 0, CLI_REAL, AT(budget_s), 0, 1e9, NULL, "S", "of times, calls that would take longer are not made (default 60 seconds)" },
     { "dump", 0, CLI_TEXT, AT(dump), 0, 0, NULL, "DIR", "errors on the heads of a model, too: a folder of 'kna dump'" },
+    { "data", 0, CLI_CHOICE, AT(data), 0, 0, bench_data_names, "KIND",
+      "topics, or text: without --dump, heads, long and automatic on what stands for the heads of a model, a text of --n tokens (default topics)" },
+    { "k-near", 0, CLI_LIST, AT(k), 1, KNA_MAX_ROWS, NULL, "K,K,..", "of long (default 64,128,256,384,512)" },
     { "late", 0, CLI_INT, AT(late), 1, HEADS_LATE_MAX, NULL, "N", "queries of each dumped layer, its last ones (default 256)" },
     { "steps", 0, CLI_INT, AT(steps), 1, 1000000, NULL, "N", "of the descent (default 1500)" },
     { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "of operands and draws (default 0)" },
@@ -105,10 +114,31 @@ static int run_all(const paper_setup *setup, const request *r)
     return code == CLI_OK && is_wanted(r, DESCENT) ? run(&descent, paper_descent, setup, r) : code;
 }
 
+/* A layer of heads like those of a model. */
+static int make_text(heads_set *set, paper_setup *setup, const request *r)
+{
+    const int64_t h_kv = r->kv_heads ? r->kv_heads : r->heads % 3 == 0 ? r->heads / 3 : r->heads;
+    const bench_shape shape = { r->heads, h_kv, r->n, r->n, r->dim, KNA_F16, BENCH_TEXT };
+    if (r->heads % h_kv) return cli_refuse("--heads: %lld is not a multiple of --kv-heads %lld", (long long)r->heads, (long long)h_kv);
+    heads_layer *l = set->layers = calloc(1, sizeof *set->layers);
+    bench_layer made = { .q = NULL };
+    int code = l ? CLI_OK : cli_fail("out of memory: a text of %lld tokens", (long long)r->n);
+    if (code == CLI_OK) code = bench_layer_new(setup->context, &made, &shape, r->seed, 0);
+    if (code == CLI_OK) {
+        l->owned[0] = made.q, l->owned[1] = made.k.data, l->owned[2] = made.v.data;
+        l->q = made.q_rows, l->k = made.k.rows, l->v = made.v.rows;
+        l->scale = (float)(1 / sqrt((double)r->dim));
+        set->count = 1;
+        setup->dump = set;
+    }
+    return code;
+}
+
 static int read_dump(heads_set *dump, paper_setup *setup, const request *r)
 {
     const heads_source source = { .dump = r->dump };
     const int needs_one = r->only == HEADS || r->only == LONG;
+    if (!r->dump && r->data == BENCH_TEXT) return make_text(dump, setup, r);
     if (!r->dump) return needs_one ? cli_refuse("--only %s: --dump must name a folder of 'kna dump'", names[r->only]) : CLI_OK;
     int code = heads_read(dump, &source);
     if (code == CLI_OK) code = heads_check(dump, r->only == LONG ? 1 : r->late);
@@ -118,7 +148,7 @@ static int read_dump(heads_set *dump, paper_setup *setup, const request *r)
 
 int kna_cmd_bench_paper(int argc, char **argv)
 {
-    request r = { .n = 1000, .heads = 10, .dim = 64, .steps = 1500, .late = 256, .budget_s = 60, .machine = CLI_MACHINE };
+    request r = { .n = 1000, .k = { 5, { 64, 128, 256, 384, 512 } }, .heads = 10, .dim = 64, .steps = 1500, .late = 256, .budget_s = 60, .machine = CLI_MACHINE };
     const cli_group groups[] = { { "Experiments", options, &r }, { "Machine", cli_machine_options, &r.machine }, { NULL, NULL, NULL } };
     paper_setup setup = { .context = NULL };
     heads_set dump = { .count = 0 };
@@ -126,6 +156,7 @@ int kna_cmd_bench_paper(int argc, char **argv)
     if (code == CLI_GO_ON) code = cli_require(&usage, "out", r.folder);
     if (code != CLI_GO_ON) return code;
     code = cli_context(&setup.context, &r.machine);
+    setup.data = r.data, setup.k = r.k;
     setup.n = r.n, setup.heads = r.heads, setup.dim = r.dim, setup.steps = r.steps, setup.seed = r.seed;
     setup.max_n = r.max_n ? r.max_n : 8 * r.n, setup.budget_s = r.budget_s, setup.late = r.late;
     if (code == CLI_OK) code = read_dump(&dump, &setup, &r);

@@ -32,20 +32,20 @@ static const cli_option own_options[] = {
     { .name = NULL },
 };
 
-static const char *const method_names[] = { "exact", "topk", "knn", "uniform", "chain", "window", "linformer", "nystrom", "performer", "lsh", NULL };
-static const int methods[] = { KNA_EXACT, KNA_TOPK, KNA_KNN, KNA_UNIFORM, KNA_GUMBEL, KNA_WINDOW, KNA_LINFORMER, KNA_NYSTROM, KNA_PERFORMER, KNA_LSH };
+static const char *const method_names[] = { "exact", "topk", "knn", "uniform", "stratified", "centroid", "control", "chain", "window", "linformer", "nystrom", "performer", "lsh", NULL };
+static const int methods[] = { KNA_EXACT, KNA_TOPK, KNA_KNN, KNA_UNIFORM, KNA_STRATIFIED, KNA_CENTROID, KNA_CONTROL, KNA_GUMBEL, KNA_WINDOW, KNA_LINFORMER, KNA_NYSTROM, KNA_PERFORMER, KNA_LSH };
 static const char *const chain_names[KNA_CHAIN_COUNT + 1] = { "rows", "joint", "signed", "tail", NULL };
 
 static const cli_option method_options[] = {
-    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact; topk, knn or uniform, sets held fixed; chain, by keys drawn; window, linformer, nystrom, performer or lsh (default exact)" },
-    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn, uniform, chain: nearest keys, read in full (default 384)" },
-    { "samples", 0, CLI_INT, AT(samples), 1, KNA_MAX_ROWS, NULL, "S", "uniform, chain: other keys sampled, or keys drawn, per row (default K)" },
+    { "method", 0, CLI_CHOICE, AT(method), 0, 0, method_names, "NAME", "exact; topk, knn, uniform, stratified, centroid or control, sets held fixed; chain, by keys drawn; window, linformer, nystrom, performer or lsh (default exact)" },
+    { "k-near", 0, CLI_INT, AT(k_near), 1, KNA_MAX_ROWS, NULL, "K", "topk, knn, uniform to control, chain: nearest keys, read in full (default 384)" },
+    { "samples", 0, CLI_INT, AT(samples), 1, KNA_MAX_ROWS, NULL, "S", "uniform to control, chain: other keys sampled, or keys drawn, per row (default K)" },
     { "chain", 0, CLI_CHOICE, AT(chain), 0, 0, chain_names, "KIND",
       "chain: every row its draws (rows), rows by what they can do (joint), a walk per column, of values only (signed), or the nearest as they are and draws of the others (tail) (default rows)" },
     { "rank", 0, CLI_INT, AT(rank), 1, KNA_MAX_RANK, NULL, "R", "linformer, performer: rows or features (default 256); nystrom: landmarks (default 64)" },
     { "hash-bits", 0, CLI_INT, AT(hash_bits), 1, KNA_MAX_HASH_BITS, NULL, "B", "lsh: bits of a table (default 10)" },
     { "hash-tables", 0, CLI_INT, AT(hash_tables), 2, KNA_MAX_RANK, NULL, "L", "lsh: tables (default 150)" },
-    { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "uniform, chain, performer, lsh: random numbers (default 0)" },
+    { "seed", 0, CLI_SEED, AT(seed), 0, 0, NULL, "S", "uniform to control, chain, performer, lsh: random numbers (default 0)" },
     { "near-sinks", 0, CLI_INT, AT(near_sinks), 0, KNA_MAX_ROWS, NULL, "N", "knn, window, lsh: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, AT(near_window), 0, KNA_MAX_ROWS, NULL, "N", "knn, window, lsh: recent keys always read in full (default 64)" },
     { .name = NULL },

@@ -16,6 +16,8 @@ typedef struct paper_setup {
     uint64_t seed;
     int64_t late;          /* queries of each layer of a dump, its last ones */
     const heads_set *dump; /* NULL: none was given */
+    int data;              /* as bench_shape has it */
+    cli_list k;            /* of long */
 } paper_setup;
 
 /* A table: rows of numbers under named columns, with a word or two before them. */

@@ -145,7 +145,7 @@ int paper_automatic(paper_table *table, const paper_setup *s)
         const kna_rows q = heads_rows(&l->q, 0, n), k = heads_rows(&l->k, 0, n), v = heads_rows(&l->v, 0, n);
         return run_both(table, s, &q, &k, &v, l->scale);
     }
-    const bench_shape shape = { s->heads, s->heads, 4 * s->n, 4 * s->n, s->dim, KNA_F32 };
+    const bench_shape shape = { s->heads, s->heads, 4 * s->n, 4 * s->n, s->dim, KNA_F32, s->data };
     bench_layer layer;
     int code = bench_layer_new(s->context, &layer, &shape, s->seed, 0);
     if (code == CLI_OK) code = run_both(table, s, &layer.q_rows, &layer.k.rows, &layer.v.rows, 0);

@@ -19,7 +19,9 @@ typedef struct estimator {
 static const estimator estimators[] = {
     { "chain, 32 nearest", KNA_GUMBEL, 32, 8, 2048 }, { "chain by rejection", KNA_REJECTION, 32, 8, 512 },
     { "knn", KNA_KNN, 0, 8, 512 },                    { "topk", KNA_TOPK, 0, 8, 2048 },
-    { "uniform, k and k", KNA_UNIFORM, 0, 8, 2048 },  { "mom", KNA_MOM, 32, 8, 2048 },
+    { "uniform, k and k", KNA_UNIFORM, 0, 8, 2048 },  { "stratified, k and k", KNA_STRATIFIED, 0, 8, 2048 },
+    { "centroid, k and k", KNA_CENTROID, 0, 8, 2048 }, { "control, k and k", KNA_CONTROL, 0, 8, 2048 },
+    { "mom", KNA_MOM, 32, 8, 2048 },
     { "window", KNA_WINDOW, 0, 8, 2048 },             { "performer", KNA_PERFORMER, 0, 8, 512 },
 };
 

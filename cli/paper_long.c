@@ -103,14 +103,13 @@ static int add_k(paper_table *table, text_run *r, int64_t k)
 
 int paper_long(paper_table *table, const paper_setup *s)
 {
-    static const int64_t ks[] = { 0, 64, 128, 256, 384, 512 };
-    const int count = sizeof ks / sizeof ks[0];
+    const int count = 1 + s->k.count;
     int code = CLI_OK;
     for (int i = 0; i < s->dump->count && code == CLI_OK; i++) {
         text_run r = { .setup = s, .layer = &s->dump->layers[i] };
         code = text_new(&r);
         for (int x = 0; x < count && code == CLI_OK; x++) {
-            code = add_k(table, &r, ks[x]);
+            code = add_k(table, &r, x ? s->k.values[x - 1] : 0);
             cli_progress_share((i + (x + 1.0) / count) / s->dump->count);
         }
         text_free(&r);

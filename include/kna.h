@@ -360,7 +360,7 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
+    int64_t k_near;           /* k; 0: 384 (with a delta, 48). topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
                                  prefill those that hold 4 k keys, read in full, which a tile of neighbouring queries shares, chosen by
                                  its first one and 16 before it; and 3 k keys that the query heads of a KV head choose for
                                  themselves (1.5 k where there is one). While decoding 12 k keys that the query heads of a KV head
@@ -539,14 +539,17 @@ typedef struct kna_gradients {
  * Methods: KNA_EXACT. KNA_KNN, with option differentiable set in both calls and neither eps, an index nor quotas: the exact gradients of what
  *          was computed, with the sets held fixed (which clusters were looked into, and how far members stray from their means); the
  *          gradient of a mean goes in equal parts to its members. The index is built anew, so the call repeats the one before it.
- *          KNA_TOPK, KNA_UNIFORM: the exact gradients of what was computed, the sets held fixed, and what each key sampled stands for. The
- *          call is repeated: with the same seed the sets are the same. What a key does by being among the k nearest or not has no gradient.
+ *          KNA_TOPK, KNA_UNIFORM, KNA_STRATIFIED, KNA_CENTROID, KNA_CONTROL: the exact gradients of what was computed, the sets held
+ *          fixed, and what each key sampled and each mean of a cell stands for; that of a mean goes in equal parts to its members. The
+ *          call is repeated: with the same seed the sets are the same. What a key does by being among the k nearest or not has no
+ *          gradient, nor what it does to the chance that a key was drawn with: so those of centroid and control are right in the mean where
+ *          their sums are. The last three without mask, slopes and softcap.
  *          KNA_GUMBEL, KNA_REJECTION: unbiased estimates of the exact gradients, from keys drawn, `samples` per row or as option
  *          chain says (rows: those of the forward call with the same seed): a Markov chain of one step. No sinks, no softcap; out and
  *          lse are not looked at. signed gives dv only (dq and dk must be NULL). tail: what the tail weighs is taken from the
  *          int8 scan, corrected by the draws, and its keys are drawn by that scan and accepted by their logits.
  *          Of these an index is one of KNA_TOPK; no landmarks, no bounds of clusters, no deterministic certificate, and of topk no tail but
- *          drop. A gap is followed. KNA_MOM, KNA_STRATIFIED, KNA_CENTROID, KNA_CONTROL: none.
+ *          drop. A gap is followed. KNA_MOM: none.
  *          Rivals: the exact gradients of what they compute, lse and out as the forward call wrote them. linformer: of its projections too.
  *          nystrom: through the three softmaxes and the six steps of the iteration; where two columns of its small matrix tie
  *          for the largest sum, that of one. lsh: which keys are looked at, and for how much, held fixed; out and lse are not
@@ -559,8 +562,8 @@ typedef struct kna_gradients {
  * Cost:    10 m h n d flops (d = dv) over the pairs seen, 6 without dq and dk; logits are computed anew. Scratch 17 * 768 * d floats
  *          for a KV head, as many at a time as keep the threads busy. No gradient of mask and slopes. knn: about three times its
  *          forward call; d + dv floats per 16 keys and KV head, and, below 8 KV heads, 7 / h_kv more gradients of keys and values.
- *          topk, uniform and by keys drawn: the forward call, and 8 (d + dv) flops for each key of a row's list, read and written
- *          at random; 12 bytes of each, of 256 queries or a million keys at a time. signed besides: 4 h m dv bytes.
+ *          topk, uniform to control and by keys drawn: the forward call, and 8 (d + dv) flops for each key of a row's list and each cell
+ *          that stands by its mean, read and written at random, and for cells 3 (d + dv) / 4 floats of memory per row of a KV head; 12 bytes of each, of 256 queries or a million keys at a time. signed besides: 4 h m dv bytes.
  *          Rivals: two to three times their forward calls. nystrom holds 2 (m + n) rank + 14 rank^2 numbers besides, per thread.
  * Source:  Dao 2023 (FlashAttention-2), equations of its section 2; the covariance form dq_i = scale * cov(k, <dout_i, v>) over
  *          softmax(i) says the same. src/attend/backward.h spells it out.

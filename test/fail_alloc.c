@@ -309,6 +309,8 @@ static void gradients(void)
     gradients_of(KNA_KNN, 0);
     gradients_of(KNA_TOPK, 0);
     gradients_of(KNA_UNIFORM, 0);
+    gradients_of(KNA_STRATIFIED, 0);
+    gradients_of(KNA_CONTROL, 0);
     gradients_of(KNA_GUMBEL, KNA_CHAIN_ROWS);
     gradients_of(KNA_REJECTION, KNA_CHAIN_JOINT);
     gradients_of(KNA_GUMBEL, KNA_CHAIN_SIGNED);

@@ -2,7 +2,8 @@
  * prop_backward_cells.c - gradients of stratified, centroid and control: the test finds by itself, in double precision, which keys and
  * means of cells a row's estimate is made of and how many each stands for, holds that fixed, and takes central differences of it.
  *
- * Power: numbers of gradients drawn at random, held to 1e-6 of the length of the drawn ones of their kind. That sees a cell's mean left
+ * Power: numbers of gradients drawn at random, held in the mean over all cases to 4e-7 of the length of the drawn ones of their kind, each
+ * case to 3e-6 (f32 cancels). That sees a cell's mean left
  * out, keys of the head not taken out of it, and a sample that stands for one key more.
  */
 #include "backward_case.h"
@@ -186,8 +187,7 @@ static void stratified(maker *m)
         const cell *x = &m->cells[order[i]];
         if (!x->share) add_term(m->f, (double)x->rest, m->tail + x->first, x->rest);
         shuffle(m, m->tail + x->first, x->rest, x->share);
-        for (int64_t s = 0; s < x->share; s++)
-            add_term(m->f, (double)x->rest / (double)x->share, m->tail + x->first + s, 1);
+        for (int64_t s = 0; s < x->share; s++) add_term(m->f, (double)x->rest / (double)x->share, m->tail + x->first + s, 1);
     }
     free(order);
 }
@@ -267,7 +267,8 @@ static double row_loss(const study *t, int64_t row, const double *dout)
     for (int64_t i = 0; i < f->count; i++) {
         double logit = 0, value = 0, inverse = 1 / (double)f->terms[i].count;
         for (int64_t x = f->terms[i].first; x < f->terms[i].first + f->terms[i].count; x++) {
-            for (int64_t c = 0; c < o->d; c++) logit += inverse * o->scale * o->q[row * o->d + c] * o->k[(base + f->ids[x]) * o->d + c];
+            for (int64_t c = 0; c < o->d; c++)
+                logit += inverse * o->scale * o->q[row * o->d + c] * o->k[(base + f->ids[x]) * o->d + c];
             for (int64_t c = 0; c < o->dv; c++) value += inverse * dout[row * o->dv + c] * o->v[(base + f->ids[x]) * o->dv + c];
         }
         sum += f->terms[i].weight * exp(logit);
@@ -294,6 +295,9 @@ static double difference(const study *t, const double *dout, double *x)
     return (up - down) / (2 * step);
 }
 
+static double off_sum;
+static int off_count;
+
 static void expect_differences(const study *t, const double *dout, double *x, const float *got, int64_t count, const char *name)
 {
     enum { TRIED = 240 / RANDOM_SHARE };
@@ -304,8 +308,10 @@ static void expect_differences(const study *t, const double *dout, double *x, co
         off += (truth - (double)got[at]) * (truth - (double)got[at]);
         all += truth * truth;
     }
-    EXPECT_THAT(sqrt(off) <= 1e-6 * sqrt(all) + 1e-9, "%s: off by %.3g of %.3g: %.3g; %s", name, sqrt(off), sqrt(all), sqrt(off / all),
-                case_text(t->c));
+    off_sum += all > 0 ? sqrt(off / all) : 0;
+    off_count++;
+    EXPECT_THAT(sqrt(off) <= 3e-6 * sqrt(all) + 1e-9, "%s: off by %.3g of %.3g: %.3g; %s", name, sqrt(off), sqrt(all),
+                sqrt(off / all), case_text(t->c));
 }
 
 /* ---- tests */
@@ -364,6 +370,7 @@ static void frozen_forward(void)
         case_end(&c);
     }
     EXPECT_THAT(clear > tried / 2, "only %d of %d had clear sets", clear, tried);
+    EXPECT_THAT(off_sum <= 4e-7 * off_count, "off by %.3g in the mean of %d", off_sum / off_count, off_count);
     EXPECT_THAT(with_means > tried, "only %d rows had means of cells", with_means);
 }
 
@@ -397,7 +404,8 @@ static void absent_rows(void)
         backward_case b = backward_begin(&c);
         EXPECT_INT(kna_index_new(context_best(), &c.options.index, KNA_TOPK, 1, 8, 8), KNA_OK);
         EXPECT_INT(kna_index_update(context_best(), c.options.index, &c.k, &c.v, 0, 600), KNA_OK);
-        for (int64_t row = 5; row < 600; row += 16) EXPECT_INT(kna_index_remove(context_best(), c.options.index, row, row < 300 ? 1 : 0), KNA_OK);
+        for (int64_t row = 5; row < 600; row += 16)
+            EXPECT_INT(kna_index_remove(context_best(), c.options.index, row, row < 300 ? 1 : 0), KNA_OK);
         c.options.method = method;
         c.options.k_near = 5;
         c.options.samples = 20;

@@ -51,6 +51,49 @@ static void hidden_neighbour(void)
 }
 
 /*
+ * A sample in which nothing weighs says nothing: five keys that weigh as much as the head are among 4,000 that weigh e^-60, and the first
+ * look misses them nine times in ten. An error asked for is met all the same; of a fixed sample the radius covers what may be.
+ */
+static void weightless_samples(void)
+{
+    enum { N = 4000, M = 20 };
+    random_case c = { .guarded = false };
+    case_begin(&c, (shape){ 1, 1, M, N, 1, 1 });
+    kna_report report = { .size = sizeof report };
+    for (int64_t i = 0; i < M; i++) case_put(&c.q, 0, i, 0, 1);
+    for (int64_t j = 0; j < N; j++) {
+        case_put(&c.k, 0, j, 0, j < 4 ? 0 : j % 800 == 399 ? -0.1f : -60);
+        case_put(&c.v, 0, j, 0, j < 4 ? 1 : -1);
+    }
+    double hidden = 5 * exp(-0.1), want = (4 - hidden) / (4 + hidden);
+    c.options.method = KNA_UNIFORM;
+    c.options.scale = 1;
+    c.options.k_near = 4;
+    c.options.radius = case_hold(&c, M * sizeof(float));
+    for (int fixed = 0; fixed < 2; fixed++) {
+        int missed = 0;
+        c.options.eps = fixed ? 0 : 0.05f;
+        c.options.samples = 80;
+        EXPECT_INT(case_attend(&c, context_best(), &report), KNA_OK);
+        for (int64_t i = 0; i < M; i++) {
+            double off = fabs((double)case_out_row(&c, 0, i)[0] - want);
+            missed += off > 0.5;
+            if (off > 0.9) /* none was met: with one, the asymptotic radius is what it is */
+                EXPECT_THAT(off <= (double)c.options.radius[i] + 1e-5, "off by %g, radius %g", off, (double)c.options.radius[i]);
+        }
+        EXPECT_THAT(fixed ? missed > M / 2 : missed <= 1, "%d of %d rows are far off", missed, M);
+    }
+    c.options.eps = 0.05f;
+    for (int64_t j = 0; j < 4; j++)
+        case_put(&c.k, 0, j, 0, 0); /* a head whose least is far above all others: the bound says so at once */
+    c.options.k_near = 9;
+    for (int64_t j = 4; j < N; j++) case_put(&c.k, 0, j, 0, -60);
+    EXPECT_INT(case_attend(&c, context_best(), &report), KNA_OK);
+    EXPECT_THAT(report.keys_full < 0.1 * report.keys_seen, "%g of %g keys read for nothing", report.keys_full, report.keys_seen);
+    case_end(&c);
+}
+
+/*
  * 10,000 trials each: asymptotic at least 1 - delta - 0.03, finite and bernstein at least 1 - delta, deterministic always, whatever the
  * spread of the logits.
  */
@@ -321,6 +364,7 @@ int main(int argc, char **argv)
     test_begin(argc, argv);
     TEST(functions);
     TEST(hidden_neighbour);
+    TEST(weightless_samples);
     TEST(certificates_hold);
     TEST(certificates_of_other_heads);
     TEST(bernstein_is_narrower);

@@ -96,7 +96,10 @@ static double chernoff(const kna__estimate *e, const kna__moments *m, double mos
     return (double)e->rest * most * fmax(above, below);
 }
 
-/* By Bardenet and Maillard: 5 exp(-t) a side. */
+/*
+ * By Bardenet and Maillard (2015), Theorem 4.3: 5 exp(-t) a side, for the variance with 1 / s, and left = 1 - (s - 1) / N up to half of
+ * the N terms, (1 - s / N)(1 + 1 / s) beyond; kappa = 7/3 + 3/sqrt(2).
+ */
 static double bernstein_serfling(const kna__estimate *e, const kna__moments *m, double most, double t)
 {
     double s = (double)m->count, rest = (double)e->rest, mean = m->w / s, variance = fmax(0, m->ww / s - mean * mean);

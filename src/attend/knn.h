@@ -267,7 +267,7 @@ int64_t kna__knn_k(const knn_call *call, int64_t kv_head);              /* k of 
 int64_t kna__knn_shared(int64_t k, const knn_call *call, int64_t rows); /* clusters that so many rows read together */
 int64_t kna__knn_own(int64_t k, const knn_call *call);                  /* clusters that a row of a tile reads beside those */
 int64_t kna__knn_own_most(const knn_call *call);                        /* at most, quotas being what they may */
-int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near */
+int64_t kna__knn_least(const knn_call *call, int64_t rows); /* fewer clusters than these are not worth it, by option k_near or the largest level */
 int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows); /* groups that so many rows look into */
 /* Whether to go by groups first, or to look at all clusters. */
 bool kna__knn_is_deep(int64_t k, const knn_call *call, const knn_plan *plan, int64_t rows);

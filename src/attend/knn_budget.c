@@ -65,7 +65,7 @@ static int64_t budget(int64_t k, const knn_call *call, int64_t rows)
  */
 int64_t kna__knn_least(const knn_call *call, int64_t rows)
 {
-    return (rows <= call->problem->g ? 2 : 3) * budget(call->problem->options.k_near, call, rows);
+    return (rows <= call->problem->g ? 2 : 3) * budget(call->k ? call->k_most : call->problem->options.k_near, call, rows);
 }
 
 int64_t kna__knn_open(int64_t k, const knn_call *call, int64_t rows)

@@ -10,6 +10,10 @@
  * are off, whatever the rows: that is what the level has moved by (at its lower end it moves less). It cannot run away, for above
  * log2 n every key is read and no row is off. Rows not drawn are off as often, up to chance.
  *
+ * Rows that read every key tell nothing of the k that would do, so the start is low (k = 48 unless asked otherwise), they lower the level
+ * like others, and how many clusters are worth a look goes by the level, too. 8,192 tokens of a real head, eps 0.1 and delta 0.05: 13 %
+ * of the keys are read and 6 % of the rows are off; the least fixed k that does reads 20 %. From k = 384 on, without any of this, it was 60 %.
+ *
  * A block is computed with the levels that earlier ones have left, so k never comes from later queries; blocks are short where
  * levels are in use. Computing a block again with a larger k when too many of its rows are off was tried: its rows then hang on
  * each other, and drawn rows that decide whether a result stays say too little of its errors (0.4 to 0.7 of what is off in a flat
@@ -45,7 +49,7 @@ void kna__knn_set_levels(knn_call *call)
 {
     const kna__problem *p = call->problem;
     const kna_index *index = call->index;
-    call->k_most = p->options.k_near;
+    call->k_most = call->k ? 0 : p->options.k_near;
     for (int64_t head = 0; head < p->h_kv && call->k; head++) {
         double level = level_of(p, index, head);
         call->k[head] = level >= log2((double)p->n) ? p->n : (int64_t)ceil(exp2(level));
@@ -53,14 +57,14 @@ void kna__knn_set_levels(knn_call *call)
     }
 }
 
-/* By the block's rows that were drawn and did not read every key anyway. */
+/* By the block's rows that were drawn; those that read every key are not off, and lower it too, or it would never come down to where they need not. */
 void kna__knn_move_levels(const knn_call *call, kna_index *index)
 {
     const kna__problem *p = call->problem;
     for (int64_t row = call->query * p->h; row < (call->query + call->queries) * p->h; row++) {
         const kna__row_stats *stats = &call->stats[row];
         int64_t kv_head = row % p->h / p->g;
-        if (stats->drawn && !stats->exact) {
+        if (stats->drawn) {
             double moved = (stats->audit_error > p->options.eps) - (double)p->options.delta;
             index->level[kv_head] = fmaxf((float)(level_of(p, index, kv_head) + moved), LEAST_LEVEL);
         }

@@ -17,16 +17,16 @@
  */
 typedef struct kna__list_cells {
     kna__strata strata;
-    int64_t *count;   /* (rows) */
-    int32_t *cell;    /* as numbered in strata */
-    int32_t *rest;    /* members that are not in the head */
-    float *shares;    /* of the softmax; later of one member */
-    float *slopes;    /* likewise dS */
-    float *pulls;     /* what the mean key adds to dq */
-    double *masses;   /* before their sum is known; later <dout, mean value> */
-    double *weights;  /* (entries) of keys, before their sum is known */
-    int32_t *in;      /* (entries) which of its row's cells a key of the head is in; -1: none */
-    float *dk, *dv;   /* (h_kv, cells of all levels, d or dv): what every member gets; NULL: not wanted */
+    int64_t *count;  /* (rows) */
+    int32_t *cell;   /* as numbered in strata */
+    int32_t *rest;   /* members that are not in the head */
+    float *shares;   /* of the softmax; later of one member */
+    float *slopes;   /* likewise dS */
+    float *pulls;    /* what the mean key adds to dq */
+    double *masses;  /* before their sum is known; later <dout, mean value> */
+    double *weights; /* (entries) of keys, before their sum is known */
+    int32_t *in;     /* (entries) which of its row's cells a key of the head is in; -1: none */
+    float *dk, *dv;  /* (h_kv, cells of all levels, d or dv): what every member gets; NULL: not wanted */
 } kna__list_cells;
 
 /* Row (head - its block's first head) * queries + (query - its block's first query). */

@@ -209,7 +209,8 @@ void kna__list_end(const nearest_row *row, double sum)
     const kna__lists *lists = row->job->problem->lists;
     kna__list_cells *cells = lists->cells;
     int64_t first = lists->first[list.row], sampled = lists->count[list.row];
-    int32_t *place = row->room.cells.first; /* where the tail's keys are is no longer asked: now, where a cell is among those listed */
+    int32_t *place =
+        row->room.cells.first; /* where the tail's keys are is no longer asked: now, where a cell is among those listed */
     put_head(row, &list, sum);
     for (int64_t x = 0; x < row->room.cells.count; x++) {
         place[x] = -1;

@@ -225,7 +225,8 @@ static void control(strata_row *r, int64_t samples)
     kna__sampler_logits(s, s->tail, count, s->logits);
     for (int64_t i = 0; i < count; i++) {
         int32_t key = s->tail[i], x = c->of[key];
-        double lift = c->lift ? (double)c->lift[key] : 0, by_mean = exp(c->mean[x] + lift), factor = (double)s->rest / (double)count;
+        double lift = c->lift ? (double)c->lift[key] : 0, by_mean = exp(c->mean[x] + lift),
+               factor = (double)s->rest / (double)count;
         if (!is_list(r)) {
             kna__cells_mean_value(r->row, x, r->mean);
         }

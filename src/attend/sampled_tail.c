@@ -12,6 +12,7 @@ enum {
     PILOT_SHARE = 50, /* one key of the tail in so many */
     STRATUM_LEAST = 4 /* keys looked at of a group: fewer say nothing of their variance */
 };
+#define WEIGHTLESS 1e-9 /* of what the head weighs: below what f32 outputs can tell */
 
 typedef struct uniform_row {
     nearest_row *row;
@@ -230,6 +231,29 @@ static double certify(const uniform_row *u, double delta)
     return first->rest == first->m.count ? 0 : kna__cells_radius(u->row, u->out, u->head, u->known, 0, 0);
 }
 
+/*
+ * A sample in which nothing weighs has no variance, and says nothing. What is known then is the bound: keys not looked at may weigh so
+ * much, and be as far from the output as values are. So a radius asked for is not met until the bound or the last key says so.
+ */
+static bool weighs_nothing(const uniform_row *u)
+{
+    double tail = 0;
+    for (int64_t i = 0; i < u->strata_count; i++) {
+        tail += factor_of(&u->strata[i].m, u->strata[i].rest) * u->strata[i].m.w;
+    }
+    return tail <= WEIGHTLESS * u->head;
+}
+
+static double radius_by_bound(const uniform_row *u)
+{
+    double left = 0;
+    for (int64_t i = 0; i < u->strata_count; i++) {
+        left += (double)(u->strata[i].rest - u->strata[i].m.count);
+    }
+    double most = left * exp(u->s->bound), scale = values_scale(u);
+    return isfinite(most) ? most / (u->sum + most) * 2 * scale : 2 * scale;
+}
+
 static void measure(uniform_row *u, double delta)
 {
     const kna__problem *p = u->row->job->problem;
@@ -242,6 +266,9 @@ static void measure(uniform_row *u, double delta)
         variance += kna__variance_of_sample(u->out, p->dv, u->strata[i].rest, &u->strata[i].m);
     }
     u->radius = variance > 0 ? kna__radius_of_variance(variance, u->sum, delta) : 0;
+    if (weighs_nothing(u)) {
+        u->radius = fmax(u->radius, radius_by_bound(u));
+    }
 }
 
 /*
