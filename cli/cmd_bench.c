@@ -39,7 +39,7 @@ static const cli_option shape_options[] = {
     { "dim", 0, CLI_INT, AT(d), 1, KNA_MAX_DIM, NULL, "N", "dimension of keys and values (default 64)" },
     { "type", 0, CLI_CHOICE, AT(type), 0, 0, type_names, "TYPE", "keys and values: f32, f16, bf16, i8 or q8_0 (default f16)" },
     { "data", 0, CLI_CHOICE, AT(data), 0, 0, bench_data_names, "KIND",
-      "topics: runs of keys alike; text: as the middle layers of a model have them that reads m and more tokens (default topics)" },
+      "topics: runs of keys alike; text: as the middle layers of a model have them that reads one (default topics)" },
     { "causal", 0, CLI_FLAG, AT(causal), 0, 0, NULL, NULL, "query i sees keys 0 .. n - m + i (prefill: always)" },
     { "layers", 0, CLI_INT, AT(layers), 1, 1000, NULL, "N", "operands gone through in turn (decode 30, else 1)" },
     { .name = NULL },

@@ -35,6 +35,7 @@ void kna__lists_cut(kna__lists *lists, int64_t rows, int64_t entries, kna__cutte
     lists->keys = kna__cut(cutter, (size_t)entries, sizeof(int32_t));
     lists->shares = kna__cut(cutter, (size_t)entries, sizeof(float));
     lists->slopes = kna__cut(cutter, (size_t)entries, sizeof(float));
+    lists->cells = NULL;
 }
 
 static void read_dout(const kna__backward *b, int64_t head, int64_t query, float *dout)

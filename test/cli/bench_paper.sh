@@ -101,6 +101,19 @@ with open(path("long/long.csv")) as file:
     rows = list(csv.DictReader(file))
 require(len(rows) == 12 and rows[0]["series"] == "exact, layer 0" and rows[0]["k"] == "" and float(rows[0]["faster"]) == 1, f"long: {rows}")
 require(all(float(row[x]) < 1e-5 for row in rows for x in ("mean error", "dq", "dk")), f"knn of few keys is not exact: {rows}")
+# Heads made like those of a model: a sink, recency, the same twice; knn is near them with few keys, and nearer with more.
+text = []
+for name in ("text", "again"):
+    done = subprocess.run([KNA, "bench", "paper", "--out", path(name), "--only", "long", "--data", "text", "-n", "3000", "--heads", "3", "--k-near", "16,64", "--threads", "1"],
+                          capture_output=True, text=True)
+    require(done.returncode == 0, done.stderr)
+    with open(os.path.join(path(name), "long.csv")) as file:
+        text.append([(row["series"], row["k"], row["mean error"], row["dq"], row["dk"]) for row in csv.DictReader(file)])
+require(text[0] == text[1] and len(text[0]) == 3, f"text: {text}")
+errors = [float(row[2]) for row in text[0]]
+require(errors[0] == 0 and 0.1 > errors[1] > 1.5 * errors[2] > 0, f"text: {errors}")
+done = subprocess.run([KNA, "bench", "paper", "--out", path("no"), "--only", "long", "--data", "text", "--heads", "4", "--kv-heads", "3"], capture_output=True, text=True)
+require(done.returncode == 2 and "--kv-heads" in done.stderr, done.stderr)
 done = subprocess.run([KNA, "bench", "paper", "--out", path("no"), "--only", "heads"], capture_output=True, text=True)
 require(done.returncode == 2 and "--dump" in done.stderr, done.stderr)
 done = subprocess.run([KNA, "bench", "paper", "--out", path("no"), "--dump", path("paper")], capture_output=True, text=True)
