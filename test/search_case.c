@@ -219,3 +219,30 @@ bool search_is_truth(const search_case *c, const float *q, const truth *all, int
     }
     return true;
 }
+
+/* ---- asking */
+
+kna_search *search_open(const search_case *c, kna_store *store, int index)
+{
+    kna_search *s = NULL;
+    kna_search_options o = KNA_SEARCH_OPTIONS;
+    o.metric = c->metric;
+    o.index = index;
+    WELL(c->context, kna_search_open(c->context, &s, store, 0, &o));
+    return s;
+}
+
+int search_ask(kna_search *s, const search_case *c, const float *q, answer *to)
+{
+    kna_search_how how = KNA_SEARCH_HOW;
+    kna_rows queries = { .data = q, .type = KNA_F32, .heads = 1, .rows = ANSWER_QUERIES, .dim = c->dim };
+    memset(to, 0, sizeof *to);
+    to->report.size = sizeof to->report;
+    how.k = ANSWER_K;
+    return kna_search_run(s, to->hits, to->counts, &queries, &how, &to->report);
+}
+
+bool search_same(const answer *a, const answer *b)
+{
+    return memcmp(a->hits, b->hits, sizeof a->hits) == 0 && memcmp(a->counts, b->counts, sizeof a->counts) == 0;
+}

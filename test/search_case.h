@@ -49,4 +49,18 @@ int64_t search_truth(const search_case *c, const float *q, const bool *keep, tru
 bool search_is_truth(const search_case *c, const float *q, const truth *all, int64_t there, const kna_hit *hits, int64_t count,
                      int64_t k, double beta);
 
+/* A search of the case's metric, with this kna_search_index. */
+kna_search *search_open(const search_case *c, kna_store *store, int index);
+
+/* Hits of a few queries, and how they were found. */
+enum { ANSWER_QUERIES = 3, ANSWER_K = 7 };
+typedef struct answer {
+    kna_hit hits[ANSWER_QUERIES * ANSWER_K];
+    int64_t counts[ANSWER_QUERIES];
+    kna_search_report report;
+} answer;
+/* The status of kna_search_run(). q (ANSWER_QUERIES, dim). */
+int search_ask(kna_search *s, const search_case *c, const float *q, answer *to);
+bool search_same(const answer *a, const answer *b);
+
 #endif

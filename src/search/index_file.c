@@ -24,11 +24,6 @@ static uint64_t list_bytes(uint64_t dim, uint64_t blocks)
     return blocks * KNA_BLOCK * 4 * (NUMBERS + groups_of(dim));
 }
 
-static uint64_t aligned(uint64_t at)
-{
-    return (at + KNA_PART_ALIGNMENT - 1) / KNA_PART_ALIGNMENT * KNA_PART_ALIGNMENT;
-}
-
 /* ---- the header */
 
 static unsigned char *put4(unsigned char *to, uint32_t x)
@@ -129,33 +124,51 @@ static bool is_within(const kna__index_head *h, uint64_t at, uint64_t count, uin
     return at >= KNA_INDEX_HEAD_BYTES && at % alignment == 0 && at <= h->bytes && count <= (h->bytes - at) / each;
 }
 
-static bool is_sound_entry(const kna__index_head *h, const kna__list_entry *e)
+/* A list lies where the one before it ends, so that no byte of the file is in no check. */
+static bool is_sound_entry(const kna__index_head *h, const kna__list_entry *e, uint64_t at)
 {
-    return is_within(h, e->at, e->blocks, list_bytes(h->dim, 1), KNA_PART_ALIGNMENT) &&
-           (e->rows + KNA_BLOCK - 1) / KNA_BLOCK == e->blocks && e->rows <= UINT32_MAX && e->spread >= 0 && e->spread < INFINITY;
+    return e->at == at && is_within(h, e->at, e->blocks, list_bytes(h->dim, 1), KNA_PART_ALIGNMENT) && e->rows <= UINT32_MAX &&
+           (e->rows + KNA_BLOCK - 1) / KNA_BLOCK == e->blocks && e->spread >= 0 && e->spread < INFINITY;
+}
+
+static bool is_sound_head(const kna__index_head *h)
+{
+    return h->metric < KNA_METRIC_COUNT && (h->centers == 1 || h->centers == h->lists) && h->dim > 0 && h->covered < UINT32_MAX &&
+           is_within(h, h->table_at, h->lists, ENTRY_BYTES, 8) &&
+           is_within(h, h->centers_at, h->centers, h->dim * sizeof(float), sizeof(float)) &&
+           h->centers_at == h->table_at + h->lists * ENTRY_BYTES && h->bytes == h->centers_at + h->centers * h->dim * sizeof(float);
+}
+
+static bool has_sound_tables(const kna__index_file *f)
+{
+    const kna__index_head *h = &f->head;
+    uint64_t rows = 0, at = KNA_INDEX_HEAD_BYTES;
+    if (kna__check(f->table, (size_t)(h->lists * ENTRY_BYTES), 1) != h->table_check ||
+        kna__check(f->centers, (size_t)(h->centers * h->dim * sizeof(float)), 2) != h->centers_check) {
+        return false;
+    }
+    for (uint64_t i = 0; i < h->lists; i++) {
+        if (!is_sound_entry(h, &f->table[i], at)) {
+            return false;
+        }
+        rows += f->table[i].rows;
+        at += list_bytes(h->dim, f->table[i].blocks);
+    }
+    return rows == h->rows && at == h->table_at;
 }
 
 static int check_tables(kna__index_file *f, const char *name)
 {
     const kna__index_head *h = &f->head;
-    bool sound = h->metric < KNA_METRIC_COUNT && (h->centers == 1 || h->centers == h->lists) && h->dim > 0 &&
-                 is_within(h, h->table_at, h->lists, ENTRY_BYTES, 8) &&
-                 is_within(h, h->centers_at, h->centers, h->dim * sizeof(float), sizeof(float)) && h->covered <= UINT32_MAX - 1;
-    uint64_t rows = 0;
+    bool sound = is_sound_head(h);
     f->table = (const kna__list_entry *)(const void *)(f->map + (sound ? h->table_at : 0));
     f->centers = (const float *)(const void *)(f->map + (sound ? h->centers_at : 0));
-    sound = sound && kna__check(f->table, (size_t)(h->lists * ENTRY_BYTES), 1) == h->table_check &&
-            kna__check(f->centers, (size_t)(h->centers * h->dim * sizeof(float)), 2) == h->centers_check;
-    for (uint64_t i = 0; sound && i < h->lists; i++) {
-        sound = is_sound_entry(h, &f->table[i]);
-        rows += f->table[i].rows;
-    }
-    if (!sound || rows != h->rows) {
+    if (!sound || !has_sound_tables(f)) {
         return KNA_FAIL(f->context, KNA_EDAMAGED, "%s: its tables are not as they were written", name);
     }
     f->compared = kna__allocate(&f->context->heap, (size_t)h->lists);
     if (!f->compared) {
-        return KNA_FAIL(f->context, KNA_ENOMEM, "%s: a table of %llu lists", name, (unsigned long long)h->lists);
+        return KNA_FAIL(f->context, KNA_ENOMEM, "%s: out of memory for a table of %llu lists", name, (unsigned long long)h->lists);
     }
     memset(f->compared, 0, (size_t)h->lists);
     return KNA_OK;
@@ -395,7 +408,7 @@ static int write_tables(kna__index_writer *w)
     size_t table = (size_t)(h->lists * ENTRY_BYTES), centers = (size_t)(h->centers * h->dim * sizeof(float));
     h->table_at = w->at;
     h->table_check = kna__check(w->table, table, 1);
-    h->centers_at = aligned(h->table_at + table);
+    h->centers_at = h->table_at + table;
     h->centers_check = kna__check(w->center, centers, 2);
     h->bytes = h->centers_at + centers;
     KNA_TRY(kna__file_write(&w->file, w->table, table, h->table_at));
