@@ -37,7 +37,7 @@ static int make_turn(kna_context *context, float **turn, uint64_t dim, const kna
         kna__take_queries(context->kernels, sample, o->queries, m);
         status = kna__turn_make(context, *turn, sample, m, dim);
     } else {
-        status = KNA_FAIL(context, KNA_ENOMEM, "index: the metric of %llu numbers", (unsigned long long)dim);
+        status = KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for the metric of %llu numbers", (unsigned long long)dim);
     }
     kna__release(&context->heap, sample, bytes);
     return status;
@@ -61,7 +61,7 @@ static int build(const kna__rows *rows, const kna_store_index_options *o)
     size_t bytes = kna__size_product((size_t)rows->there, sizeof(uint32_t));
     uint32_t *ids = kna__allocate(&context->heap, bytes);
     if (!ids) {
-        return KNA_FAIL(context, KNA_ENOMEM, "index: %llu rows", (unsigned long long)rows->there);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %llu rows", (unsigned long long)rows->there);
     }
     int status = kna__rows_list(rows, ids, &count);
     if (status == KNA_OK) {

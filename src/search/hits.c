@@ -71,7 +71,7 @@ int kna_hits_merge(kna_context *context, kna_hit *hits, int64_t *counts, const k
     }
     int64_t *next = (int64_t *)(void *)kna__scratch(context, ((size_t)parts + 1) * sizeof *next);
     if (!next) {
-        return KNA_FAIL(context, KNA_ENOMEM, "merge: %d parts", parts);
+        return KNA_FAIL(context, KNA_ENOMEM, "merge: out of memory for %d parts", parts);
     }
     for (int64_t i = 0; i < m; i++) {
         counts[i] = merge_one(hits + i * how->k, part_hits, part_counts, next, parts, i, how);

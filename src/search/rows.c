@@ -56,10 +56,10 @@ static int make_room(kna__rows *rows, uint64_t parts)
     }
     free_bits(rows);
     rows->bits = kna__allocate(&context->heap, bytes);
+    rows->bits_bytes = rows->bits ? bytes : 0;
     if (!rows->bits || (parts && !rows->runs)) {
-        return KNA_FAIL(context, KNA_ENOMEM, "search: tables of %llu documents", (unsigned long long)parts);
+        return KNA_FAIL(context, KNA_ENOMEM, "search: out of memory for tables of %llu documents", (unsigned long long)parts);
     }
-    rows->bits_bytes = bytes;
     memset(rows->bits, 0, bytes);
     return KNA_OK;
 }

@@ -462,7 +462,7 @@ static int run(search_call *call)
     size_t bytes = cut_scratch(call, NULL);
     char *scratch = kna__scratch(context, bytes);
     if (!scratch) {
-        return KNA_FAIL(context, KNA_ENOMEM, "search: %zu bytes of scratch", bytes);
+        return KNA_FAIL(context, KNA_ENOMEM, "search: out of memory for %zu bytes of scratch", bytes);
     }
     cut_scratch(call, scratch);
     return run_blocks(call);
