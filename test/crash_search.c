@@ -52,8 +52,9 @@ static void compare(kna_store *store)
     kna_rows queries = { .data = q, .type = KNA_F32, .heads = 1, .rows = 1, .dim = DIM };
     if (!WELL(checker, kna_search_open(checker, &s, store, 0, NULL))) return;
     how.k = MOST_ROWS;
+    how.exact = 1;
     WELL(checker, kna_search_run(s, hits, &got, &queries, &how, &report));
-    by_index += report.index == KNA_SEARCH_FLAT;
+    by_index += report.index != KNA_SEARCH_NONE;
     refused += report.refused != KNA_OK && report.refused != KNA_ENONE;
     for (int64_t i = 0; i < got; i++) found[i] = (row){ hits[i].row, hits[i].document };
     qsort(found, (size_t)got, sizeof *found, ascending);
@@ -117,12 +118,14 @@ static void a_life(void)
         } else if (what < 75) {
             WELL(context, kna_store_commit(store));
         } else if (what < 92) {
-            WELL(context, kna_store_index(store, 0, NULL));
+            kna_store_index_options o = KNA_STORE_INDEX_OPTIONS;
+            o.kind = test_below(3) ? KNA_SEARCH_FLAT : KNA_SEARCH_CLUSTERS;
+            WELL(context, kna_store_index(store, 0, &o));
         } else if (what < 96) {
             WELL(context, kna_store_commit(store));
             WELL(context, kna_store_compact(store, 0.3));
         } else {
-            WELL(context, kna_store_index_drop(store, 0, KNA_SEARCH_FLAT));
+            WELL(context, kna_store_index_drop(store, 0, test_below(2) ? KNA_SEARCH_FLAT : KNA_SEARCH_CLUSTERS));
         }
     }
     kna_store_close(store);

@@ -105,6 +105,7 @@ static void release(void *user, void *memory, size_t bytes)
 static search_case c;
 static float *q;
 static answer want; /* by rows alone */
+static int kind;    /* of the index */
 static long answered, refused, made, indexed;
 
 static bool went(int status)
@@ -131,8 +132,8 @@ static void ask(bool calls_work)
     if (well && went(search_ask(s, &c, q, &a))) {
         answered++;
         EXPECT(search_same(&a, &want));
-        EXPECT(!calls_work || a.report.index == KNA_SEARCH_FLAT);
-        indexed += a.report.index == KNA_SEARCH_FLAT;
+        EXPECT(!calls_work || a.report.index == kind);
+        indexed += a.report.index == kind;
     }
     kna_search_close(s);
 }
@@ -141,6 +142,7 @@ static void make(void)
 {
     kna_store_index_options o = KNA_STORE_INDEX_OPTIONS;
     o.metric = c.metric;
+    o.kind = kind;
     made += went(kna_store_index(c.store, 0, &o));
 }
 
@@ -165,7 +167,7 @@ static void every_call_of(int way)
     failing = -1;
 }
 
-static void every_call(void)
+static void every_call(int of)
 {
     kna_context_options o = KNA_CONTEXT_OPTIONS;
     kna_context *context = NULL;
@@ -175,7 +177,9 @@ static void every_call(void)
     c = search_begin(context, KNA_F16, 20, KNA_L2);
     search_add(&c, 200, NORMAL);
     search_add(&c, 4500, NORMAL);
-    search_index(&c, KNA_SEARCH_FLAT);
+    kind = of;
+    answered = indexed = made = refused = 0;
+    search_index(&c, kind);
     search_add(&c, 30, NORMAL);
     q = search_queries(&c, ANSWER_QUERIES, NORMAL);
     kna_search *s = search_open(&c, c.store, KNA_SEARCH_NONE);
@@ -192,9 +196,20 @@ static void every_call(void)
     EXPECT_INT(held, 0);
 }
 
+static void flat(void)
+{
+    every_call(KNA_SEARCH_FLAT);
+}
+
+static void clusters(void)
+{
+    every_call(KNA_SEARCH_CLUSTERS);
+}
+
 int main(int argc, char **argv)
 {
     test_begin(argc, argv);
-    TEST(every_call);
+    TEST(flat);
+    TEST(clusters);
     return test_end();
 }

@@ -239,6 +239,7 @@ int search_ask(kna_search *s, const search_case *c, const float *q, answer *to)
     memset(to, 0, sizeof *to);
     to->report.size = sizeof to->report;
     how.k = ANSWER_K;
+    how.exact = 1;
     return kna_search_run(s, to->hits, to->counts, &queries, &how, &to->report);
 }
 

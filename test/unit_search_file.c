@@ -36,14 +36,16 @@ static void write_index(const unsigned char *what, size_t count)
 }
 
 /* Documents, an index, rows beyond it; what is found is found by rows alone, too. */
+static int kind = KNA_SEARCH_FLAT;
+
 static void begin(int metric)
 {
     c = search_begin(context_best(), KNA_F32, 6, metric);
     search_add(&c, 20, NORMAL);
     search_add(&c, 13, NORMAL);
-    search_index(&c, KNA_SEARCH_FLAT);
+    search_index(&c, kind);
     search_add(&c, 5, NORMAL);
-    snprintf(path, sizeof path, "%s/index-00000-flat", c.folder);
+    snprintf(path, sizeof path, "%s/index-00000-%s", c.folder, kna_search_index_name(kind));
     q = search_queries(&c, ANSWER_QUERIES, NORMAL);
     kna_search *s = search_open(&c, c.store, KNA_SEARCH_NONE);
     WELL(c.context, search_ask(s, &c, q, &want));
@@ -73,7 +75,7 @@ static bool used(int *refused)
     }
     *refused = well ? a.report.refused : KNA_OK;
     kna_search_close(s);
-    return well && a.report.index == KNA_SEARCH_FLAT;
+    return well && a.report.index == kind;
 }
 
 static void every_bit(void)
@@ -118,6 +120,15 @@ static void every_length(void)
     EXPECT(!used(&refused) && refused != KNA_OK);
     rmdir(path);
     end();
+}
+
+/* The same of an index of clusters. */
+static void clusters(void)
+{
+    kind = KNA_SEARCH_CLUSTERS;
+    every_bit();
+    every_length();
+    kind = KNA_SEARCH_FLAT;
 }
 
 static void another_ones(void)
@@ -242,6 +253,7 @@ int main(int argc, char **argv)
     test_begin(argc, argv);
     TEST(every_bit);
     TEST(every_length);
+    TEST(clusters);
     TEST(another_ones);
     TEST(later_commit);
     TEST(damaged_while_open);

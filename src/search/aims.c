@@ -185,7 +185,7 @@ int kna__measure_aims(kna_context *context, kna__index_head *head, const kna__ai
     cut_aims(&a, &size);
     char *base = kna__allocate(&context->heap, size.used);
     if (!base) {
-        return KNA_FAIL(context, KNA_ENOMEM, "index: %llu queries", (unsigned long long)a.m);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %llu queries", (unsigned long long)a.m);
     }
     cut_aims(&a, &(kna__cutter){ base, 0 });
     int status = KNA_OK;

@@ -261,7 +261,7 @@ int kna__build_clusters(const kna__rows *rows, const kna_store_index_options *op
     cut_build(&b, &size);
     char *base = kna__allocate(&context->heap, size.used);
     if (!base) {
-        return KNA_FAIL(context, KNA_ENOMEM, "index: %llu rows in %llu lists", (unsigned long long)count,
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %llu rows in %llu lists", (unsigned long long)count,
                         (unsigned long long)b.lists);
     }
     cut_build(&b, &(kna__cutter){ base, 0 });

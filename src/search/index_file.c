@@ -269,7 +269,8 @@ int kna__index_begin(kna__index_writer *w, const kna__rows *rows, const kna__ind
     w->head.rows = 0;
     w->table = kna__allocate(&s->context->heap, kna__size_product((size_t)head->lists, sizeof *w->table));
     if (!w->table) {
-        return KNA_FAIL(s->context, KNA_ENOMEM, "%s: out of memory for a table of %llu lists", w->name, (unsigned long long)head->lists);
+        return KNA_FAIL(s->context, KNA_ENOMEM, "%s: out of memory for a table of %llu lists", w->name,
+                        (unsigned long long)head->lists);
     }
     KNA_TRY(kna__file_unlink(s->context, s->folder, w->temporary)); /* of one that was cut off */
     return kna__file_open(&w->file, s->context, s->folder, w->temporary, KNA_FILE_CREATE);
@@ -391,7 +392,8 @@ int kna__index_put_list(kna__index_writer *w, const uint32_t *ids, uint64_t coun
         if (pass == 0) {
             cutter = (kna__cutter){ kna__scratch(context, cutter.used), 0 };
             if (!cutter.base) {
-                return KNA_FAIL(context, KNA_ENOMEM, "%s: out of memory for a list of %llu rows", w->name, (unsigned long long)count);
+                return KNA_FAIL(context, KNA_ENOMEM, "%s: out of memory for a list of %llu rows", w->name,
+                                (unsigned long long)count);
             }
         }
     }

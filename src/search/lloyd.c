@@ -33,7 +33,7 @@ int kna__packed_make(kna_context *context, kna__packed *packed, const float *cen
     if (!base) {
         kna__release(&context->heap, row, row_bytes);
         *packed = (kna__packed){ .codes = NULL };
-        return KNA_FAIL(context, KNA_ENOMEM, "index: %llu centers", (unsigned long long)lists);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for %llu centers", (unsigned long long)lists);
     }
     cut_packed(packed, &(kna__cutter){ base, 0 });
     packed->bytes = count.used;
@@ -207,7 +207,7 @@ int kna__lloyd(kna_context *context, float *centers, uint64_t lists, const float
     cut_lloyd(&l, &count);
     char *base = kna__allocate(&context->heap, count.used);
     if (!base) {
-        return KNA_FAIL(context, KNA_ENOMEM, "index: a sample of %llu rows", (unsigned long long)n);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for a sample of %llu rows", (unsigned long long)n);
     }
     cut_lloyd(&l, &(kna__cutter){ base, 0 });
     for (uint64_t c = 0; c < lists; c++) { /* rows evenly spread */

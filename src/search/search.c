@@ -56,7 +56,7 @@ static int take_clusters(kna_search *s)
     KNA_TRY(kna__probe_pack(s->context, &s->packed, s->index.centers, h->lists, h->dim, (int)h->metric));
     s->squares = kna__allocate(&s->context->heap, 2 * lists * sizeof(float));
     if (!s->squares) {
-        return KNA_FAIL(s->context, KNA_ENOMEM, "search: %zu centers", lists);
+        return KNA_FAIL(s->context, KNA_ENOMEM, "search: out of memory for %zu centers", lists);
     }
     s->spreads = s->squares + lists;
     for (size_t i = 0; i < lists; i++) {

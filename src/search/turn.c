@@ -41,7 +41,7 @@ int kna__turn_make(kna_context *context, float *turn, const float *queries, uint
     size_t bytes = kna__size_product((size_t)(d * d), sizeof(double));
     double *s = kna__allocate(&context->heap, bytes), trace = 0;
     if (!s) {
-        return KNA_FAIL(context, KNA_ENOMEM, "index: the metric of %llu numbers", (unsigned long long)d);
+        return KNA_FAIL(context, KNA_ENOMEM, "index: out of memory for the metric of %llu numbers", (unsigned long long)d);
     }
     second_moment(s, queries, m, d);
     for (uint64_t i = 0; i < d; i++) {
