@@ -3,6 +3,7 @@
 
     read_store.py STORE            documents, one JSON object a line
     read_store.py STORE --rows     the same with the SHA-256 of each part's rows, compared with its checks first
+    read_store.py STORE --indexes  the indexes, one JSON object a line; each list is compared with its check and its codes with the rows
 
 Slow and plain on purpose. Exit code 1 where the store is not as format.md says.
 """
@@ -199,6 +200,7 @@ class Store:
         need(log is not None, "the log is missing")
         end, mark = slots["bytes"], slots["check"]
         need(len(log) >= end, "the log is shorter than what was committed")
+        self.uuid = slots["uuid"]
         position, last_check, kind = 0, 0, 0
         for kind, body, position, last_check in records(log, 0, end, 0):
             self.apply(kind, body)
@@ -291,8 +293,127 @@ class Store:
         return data
 
 
+# ---- rows as numbers
+
+def bf16(b):
+    return struct.unpack("<f", b"\0\0" + b)[0]
+
+
+def numbers(family, data, row, rows):
+    """One row of a part's bytes."""
+    kind, d = family["type"], family["dim"]
+    at = row * ROW_BYTES[kind](d)
+    if kind == 0:
+        return struct.unpack_from("<%df" % d, data, at)
+    if kind == 1:
+        return struct.unpack_from("<%de" % d, data, at)
+    if kind == 2:
+        return [bf16(data[at + 2 * i:at + 2 * i + 2]) for i in range(d)]
+    if kind == 3:
+        scale = struct.unpack_from("<f", data, (rows * d + 63) // 64 * 64 + 4 * row)[0]
+        return [scale * x for x in struct.unpack_from("<%db" % d, data, at)]
+    out = []
+    for block in range(d // 32):
+        scale, *x = struct.unpack_from("<e32b", data, at + 34 * block)
+        out += [scale * one for one in x]
+    return out
+
+
+# ---- indexes
+
+KINDS, HEAD = {2: "flat", 3: "clusters"}, 4096
+
+
+class Index:
+    def __init__(self, store, name):
+        with open(os.path.join(store.folder, name), "rb") as file:
+            b = self.b = file.read()
+        need(len(b) >= HEAD and b[:8] == b"knaindex", name + ": not an index")
+        need(u64(b, HEAD - 8) == check(b[:HEAD - 8]), name + ": its header is damaged")
+        need(u32(b, 8) == 1 and u32(b, 12) == 0x01020304, name + ": another version")
+        need(b[16:32].hex() == store.uuid and u64(b, 32) <= store.transaction and not any(b[172:HEAD - 8]), name + ": of another store, or later")
+        self.family, kind, self.kind, self.metric = struct.unpack_from("<4I", b, 40)
+        self.dim, self.covered, self.rows, self.lists, self.centers, self.table, self.center, size, check1, check2 = struct.unpack_from("<10Q", b, 56)
+        family = store.families[self.family]
+        need((kind, self.dim) == (family["type"], family["dim"]) and self.kind in KINDS and self.metric < 3, name + ": of other rows")
+        need(name == "index-%05d-%s" % (self.family, KINDS[self.kind]), name + ": under another name")
+        need(self.centers in (1, self.lists) and self.center == self.table + 48 * self.lists, name + ": tables")
+        need(size == self.center + 4 * self.dim * self.centers == len(b), name + ": another length")
+        need(check1 == check(b[self.table:self.center], 1) and check2 == check(b[self.center:], 2), name + ": its tables are damaged")
+        at = HEAD
+        for i in range(self.lists):
+            start, rows, blocks, _ = struct.unpack_from("<4Q", b, self.table + 48 * i)
+            need(start == at and blocks == (rows + 15) // 16, name + ": a list that cannot be")
+            at += 64 * blocks * (5 + (self.dim + 3) // 4)
+        need(at == self.table, name + ": lists of another length")
+
+    def entries(self):
+        """Row number, step, extra, error, norm, codes and center of each row in the lists."""
+        groups = (self.dim + 3) // 4
+        total = 0
+        for i in range(self.lists):
+            at, rows, blocks, mark = struct.unpack_from("<4Q", self.b, self.table + 48 * i)
+            most = struct.unpack_from("<3f", self.b, self.table + 48 * i + 32)
+            data = self.b[at:at + 64 * blocks * (5 + groups)]
+            need(check(data, i) == mark, "list %d is damaged" % i)
+            ids = struct.unpack_from("<%dI" % (16 * blocks), data)
+            steps, extras, errors, norms = (struct.unpack_from("<%df" % (16 * blocks), data, 64 * blocks * j) for j in range(1, 5))
+            need(all(x == 0xFFFFFFFF for x in ids[rows:]), "list %d: what fills it up is a row" % i)
+            need(all(max(map(abs, x[:rows]), default=0) == m for x, m in zip((extras, errors, norms), most)), "list %d: its largest" % i)
+            center = struct.unpack_from("<%df" % self.dim, self.b, self.center + (4 * self.dim * i if self.centers > 1 else 0))
+            for r in range(rows):
+                codes = [data[320 * blocks + ((r // 16 * groups + j // 4) * 16 + r % 16) * 4 + j % 4] - 128 for j in range(4 * groups)]
+                need(not any(codes[self.dim:]), "list %d: a code beyond the last column" % i)
+                total += 1
+                yield ids[r], steps[r], extras[r], errors[r], norms[r], codes[:self.dim], center
+        need(total == self.rows, "another number of rows in the lists")
+
+
+def finite(x):
+    return all(abs(one) < float("inf") for one in x)
+
+
+def compare(store, index):
+    """Codes with the rows; rows of documents there are that should be in a list and are not."""
+    family, rows, seen = store.families[index.family], {}, set()
+    for d in store.documents.values():
+        for p in d["parts"]:
+            if p["family"] == index.family:
+                data = store.rows(p)
+                rows.update((p["first"] + r, numbers(family, data, r, p["rows"])) for r in range(p["rows"]))
+    for row, step, extra, error, norm, codes, center in index.entries():
+        need(row < index.covered and row not in seen, "row %d: in two lists, or not covered" % row)
+        seen.add(row)
+        if row not in rows or error == float("inf"):
+            continue  # of a document removed since; or too large
+        x = rows[row]
+        length = sum(a * a for a in x) ** 0.5
+        x = [a / length if length else 0 for a in x] if index.metric == 1 else x
+        r = [a - c for a, c in zip(x, center)]
+        lost = sum((a - step * k) ** 2 for a, k in zip(r, codes)) ** 0.5
+        size = sum((step * k) ** 2 for k in codes) ** 0.5
+        slack = 1e-6 * (length + 1)
+        need(lost <= error + slack and size <= norm + slack, "row %d: codes farther from it than said" % row)
+        want = sum(a * (2 * c + a) for a, c in zip(r, center)) if index.metric == 2 else 0
+        need(abs(extra - want) <= 1e-5 * (length * length + abs(want) + sum(c * c for c in center)), "row %d: extra" % row)
+    for row, x in rows.items():
+        need(row >= index.covered or row in seen or not finite(x), "row %d: in no list" % row)
+
+
+def show_indexes(store):
+    for name in sorted(os.listdir(store.folder)):
+        if name.startswith("index-") and not name.endswith(".new"):
+            index = Index(store, name)
+            compare(store, index)
+            print(json.dumps({"name": name, "family": store.families[index.family]["name"], "kind": KINDS[index.kind],
+                              "metric": ("ip", "cosine", "l2")[index.metric], "covered": index.covered, "rows": index.rows, "lists": index.lists}))
+
+
 def main():
     store = Store(sys.argv[1])
+    if "--indexes" in sys.argv:
+        show_indexes(store)
+        return
     for d in store.documents.values():
         out = {k: v for k, v in d.items() if k != "parts"}
         out["rows"] = {}

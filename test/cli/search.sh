@@ -1,14 +1,15 @@
 # kna store search, index and recall: what is found is what NumPy finds, with and without an index, of the documents asked for; rows added and
 # documents removed after the index was made are seen and not seen; a damaged index costs no answer; what is wrong is refused.
+# doc/read_store.py, which knows doc/format.md alone, finds index files as they should be, and damage in them.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-"${KNA_PYTHON:-/usr/bin/python3}" -B - "$KNA" <<'PY'
+"${KNA_PYTHON:-/usr/bin/python3}" -B - "$KNA" "$KNA_SOURCE_DIR/doc/read_store.py" <<'PY'
 import json, os, subprocess, sys
 import numpy as np
 
-kna = sys.argv[1]
+kna, reader = sys.argv[1:]
 random = np.random.default_rng(11)
 checks = 0
 
@@ -27,6 +28,12 @@ def run(*words, code=0, says=""):
 
 def ask(*words, **more):
     return json.loads(run(*words, "--json", **more))
+
+def indexes(store, code=0):
+    """What an independent reader says of them, their codes compared with the rows."""
+    done = subprocess.run([sys.executable, "-B", reader, store, "--indexes"], capture_output=True, text=True)
+    require(done.returncode == code, f"read_store.py {store} --indexes: {done.stderr}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 # ---- a store of 60 documents of 40 rows, in f32 and f16
 d = 24
@@ -75,6 +82,8 @@ for kind in ("f32", "f16"):
         require(agrees(store, rows, "q.npy", metric, every)["index"] == "none", "an index that is not there")
         info = ask("index", store, "--metric", metric)
         require((info["rows"], info["covered"], info["metric"]) == (2400, 2400, metric), str(info))
+        require(indexes(store) == [{"name": "index-00000-flat", "family": "rows", "kind": "flat", "metric": metric, "covered": 2400,
+                                    "rows": 2400, "lists": info["lists"]}], "another index than was made")
         used = agrees(store, rows, "q.npy", metric, every)
         require((used["index"], used["covered"], used["refused"]) == ("flat", 2400, None), str(used))
         require(used["rescored"] < 2400, "everything was scored")
@@ -89,6 +98,17 @@ for kind in ("f32", "f16"):
         require(agrees(store, rows, "q.npy", metric, every, "--no-index")["index"] == "none", "--no-index")
         other = "l2" if metric == "ip" else "ip"
         require(agrees(store, rows, "q.npy", other, every)["refused"] == "KNA_EFORMAT", "an index of another metric")
+
+# ---- int8, where a row is what its codes say, and clusters, which --exact looks into all of
+run("create", "s-int8", "--dim", str(d), "--type", "int8")
+run("add", "s-int8", "x.npy", "--meta", "x.jsonl")
+run("export", "s-int8", "--out", "as_i8.npy")
+ask("index", "s-int8", "--metric", "l2")
+ask("index", "s-int8", "--metric", "l2", "--kind", "clusters")
+require([(i["kind"], i["rows"]) for i in indexes("s-int8")] == [("clusters", 2400), ("flat", 2400)], "two indexes")
+used = agrees("s-int8", np.load("as_i8.npy"), "q.npy", "l2", every, "--exact")
+require(used["index"] == "clusters" and used["lists_seen"] == 5 * used["lists"], str(used))
+agrees("s-int8", np.load("as_i8.npy"), "q.npy", "l2", owner % 3 == 1, "--tag", "t1", "--exact")
 
 # ---- .npy out
 run("search", "s-f32", "q.npy", "-k", "3000", "--out", "rows.npy", "--scores", "scores.npy")
@@ -124,6 +144,7 @@ for at in (5, 20, 60, 4095, 4096 + 7, len(sound) // 2, len(sound) - 1):
     open(path, "wb").write(bad)
     used = agrees("s-f32", both, "q.npy", "ip", left)
     require(used["index"] == "none" and used["refused"] in ("KNA_EDAMAGED", "KNA_EFORMAT"), f"byte {at}: {used['refused']}")
+    indexes("s-f32", code=1)
 open(path, "wb").write(sound[:-9])
 require(agrees("s-f32", both, "q.npy", "ip", left)["refused"] == "KNA_EDAMAGED", "cut short")
 ask("index", "s-f16", "--metric", "ip")
