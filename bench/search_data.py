@@ -2,7 +2,9 @@
 
 search_data.py texts FOLDER OUT          OUT/keys.txt and OUT/queries.txt: the .rst files of a folder in an order that depends on their names
                                          alone, one in sixteen for queries, so that no query comes from a document that is stored
-search_data.py pick FROM HEAD COUNT TO   a head of (h,n,d), or the rows of (n,d) with HEAD -, as float32; COUNT rows drawn at random, 0: all
+search_data.py pick FROM HEAD COUNT TO [HALF]
+                                         a head of (h,n,d), or the rows of (n,d) with HEAD -, as float32; COUNT rows drawn at random, 0: all; of the
+                                         first or the last half of the rows alone
 """
 import hashlib
 import os
@@ -30,9 +32,11 @@ def texts(folder, out):
                         file.write(text.read())
 
 
-def pick(path, head, count, to):
+def pick(path, head, count, to, half=""):
     rows = np.load(path, mmap_mode="r")
     rows = rows if head == "-" else rows[int(head)]
+    middle = len(rows) // 2
+    rows = {"first": rows[:middle], "last": rows[middle:]}.get(half, rows)
     chosen = np.random.default_rng(1).permutation(len(rows))[:count] if count else slice(None)
     np.save(to, np.ascontiguousarray(rows[chosen], dtype=np.float32))
 
@@ -40,4 +44,4 @@ def pick(path, head, count, to):
 if sys.argv[1] == "texts":
     texts(sys.argv[2], sys.argv[3])
 else:
-    pick(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    pick(sys.argv[2], sys.argv[3], int(sys.argv[4]), *sys.argv[5:])

@@ -1,4 +1,5 @@
-"""This project's store as contenders of search_peers.py, through the kna command: an index of lists that are all scanned, and one of clusters.
+"""This project's store as contenders of search_peers.py, through the kna command: the rows as they are, an index of lists that are all scanned, and one of
+clusters.
 
 Documents of 512 rows go into a store, f32; the time to build is that of the index, with its file written and flushed. Adding is not in it, as the peers' reading of rows into memory is not: it is told by itself. `kna store bench` opens the store
 once and times batches and single queries in its own process, so that they pay for no Python.
@@ -15,7 +16,7 @@ import numpy as np
 from search_contenders import LeftOut
 
 DOCUMENT = 512
-PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PROBES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 def call(*words):
@@ -43,7 +44,7 @@ def add(kna, folder, base):
 
 class Kna:
     def __init__(self, kind, o):
-        self.kind = "exact" if kind == "flat" else "lists"
+        self.kind = "lists" if kind == "clusters" else "exact"
         self.name, self.index, self.o = f"kna {kind}", kind, o
         self.settings = [{"probes": p} for p in PROBES] if kind == "clusters" else [{}]
         self.folder = ""
@@ -52,7 +53,10 @@ class Kna:
         self.scratch = tempfile.TemporaryDirectory()
         self.folder = os.path.join(self.scratch.name, "store")
         self.add_s = add(self.o.kna, self.folder, base)
-        self.build_s = self.bench(base[:1], self.o.metric, self.o.threads, "--build", "--no-recall", "--rounds", 1, "--single-s", 0)["build_s"]
+        self.build_s = 0
+        if self.index != "none":
+            sample = ["--sample", self.o.sample] if self.index == "clusters" and self.o.sample else []
+            self.build_s = self.bench(base[:1], self.o.metric, self.o.threads, "--build", *sample, "--no-recall", "--rounds", 1, "--single-s", 0)["build_s"]
 
     def bench(self, queries, metric, threads, *options):
         with tempfile.TemporaryDirectory() as scratch:
@@ -85,4 +89,4 @@ class Kna:
 
 
 def contenders(o):
-    return [Kna("flat", o), Kna("clusters", o)]
+    return [Kna("none", o), Kna("flat", o), Kna("clusters", o)]

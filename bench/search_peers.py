@@ -20,6 +20,7 @@ def options():
     p = argparse.ArgumentParser(description="Recall against queries per second: kna, FAISS, hnswlib, USearch.")
     p.add_argument("--base", help="rows (n, d), .npy")
     p.add_argument("--queries", help="queries (m, d), .npy")
+    p.add_argument("--sample", default="", help="queries like these, but others (m, d), .npy: the store's clusters are made with them")
     p.add_argument("--rows", type=int, default=0, help="the first N rows alone")
     p.add_argument("--few", type=int, default=0, help="the first N queries alone")
     p.add_argument("--metric", choices=("ip", "cosine", "l2"), default="ip")

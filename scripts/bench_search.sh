@@ -57,11 +57,11 @@ dump() {
     mv "$to.part" "$to"
 }
 
-# pick TO FROM HEAD COUNT
-pick() { [ -f "$keep/$1.npy" ] || python bench/search_data.py pick "$keep/$2" "$3" "$4" "$keep/$1.npy"; }
+# pick TO FROM HEAD COUNT [HALF]
+pick() { [ -f "$keep/$1.npy" ] || python bench/search_data.py pick "$keep/$2" "$3" "$4" "$keep/$1.npy" "${@:5}"; }
 
-measure() { # measure NAME TITLE ROWS QUERIES COUNT
-    python bench/search_peers.py --base "$keep/$3.npy" --queries "$keep/$4.npy" --rows "$5" --kna "$kna" --keep "$keep/indexes" --out "$keep/results" \
+measure() { # measure NAME TITLE ROWS QUERIES COUNT; the index of clusters is made with QUERIES.sample, of other documents
+    python bench/search_peers.py --base "$keep/$3.npy" --queries "$keep/$4.npy" --sample "$keep/$4.sample.npy" --rows "$5" --kna "$kna" --keep "$keep/indexes" --out "$keep/results" \
         --name "$1" --title "$2" --threads "$threads" --rounds "${ROUNDS:-3}" --only "${ONLY:-}"
 }
 
@@ -71,7 +71,8 @@ keys() {
     dump "keys.$most" keys "$most" --layers 8 --take k
     dump queries queries 32768 --layers 8 --take q
     pick "rows.$most" "keys.$most/k.8.npy" 0 0
-    pick queries queries/q.8.npy 0 10000
+    pick queries queries/q.8.npy 0 10000 first
+    pick queries.sample queries/q.8.npy 0 4096 last
     for rows in "${list[@]}"; do measure "keys.$rows" "keys" "rows.$most" queries "$rows"; done
 }
 
@@ -80,7 +81,8 @@ hidden() {
     dump "hidden.$most" keys "$most" --take h
     dump hidden-queries queries 32768 --take h
     pick "hidden-rows.$most" "hidden.$most/h.npy" - 0
-    pick hidden-queries hidden-queries/h.npy - 2000
+    pick hidden-queries hidden-queries/h.npy - 2000 first
+    pick hidden-queries.sample hidden-queries/h.npy - 4096 last
     measure "hidden.$most" "hidden states" "hidden-rows.$most" hidden-queries 0
 }
 
