@@ -65,8 +65,9 @@ static uint64_t score_all(const kna__search_job *job, kna__candidates *c, uint64
         scored[count] = (kna__scored){ kna__score(job, query, c->rows[i], worker), c->rows[i] };
         count += scored[count].score > -INFINITY;
     }
-    kna__scored_sort(scored, count);
-    return count < job->k ? count : job->k;
+    uint64_t best = count < job->k ? count : job->k;
+    kna__scored_best(scored, count, best);
+    return best;
 }
 
 static void settle_bounds(const kna__search_job *job, kna__candidates *c, uint64_t query, int worker)

@@ -29,6 +29,7 @@ static double product(const float *q, const float *x, uint64_t d)
     return add_lanes(sums);
 }
 
+/* Of finite numbers of f32 a sum in double is finite; of others it is not, for 0 * infinity is not a number. */
 static double score_of(const kna__search_job *job, const kna__query *query, const float *x)
 {
     if (job->metric == KNA_L2) {
@@ -39,19 +40,19 @@ static double score_of(const kna__search_job *job, const kna__query *query, cons
         return inner;
     }
     double square = product(x, x, job->dim);
-    return query->square > 0 && square > 0 ? inner / (sqrt(query->square) * sqrt(square)) : 0;
+    return !isfinite(square) ? square : query->square > 0 && square > 0 ? inner / (sqrt(query->square) * sqrt(square)) : 0;
 }
 
 double kna__score(const kna__search_job *job, uint64_t query, uint64_t row, int worker)
 {
     kna__search_room *room = &job->rooms[worker];
-    int status = kna__rows_read(job->rows, row, room->row);
+    int status = kna__rows_take(job->rows, row, room->row);
     room->rescored++;
     if (status == KNA_EDAMAGED) {
         __atomic_store_n((uint64_t *)(uintptr_t)&job->bad_row, row + 1, __ATOMIC_RELAXED);
     }
     double score = status == KNA_OK ? score_of(job, &job->queries[query], room->row) : -INFINITY;
-    return score > -INFINITY ? score : -INFINITY;
+    return isfinite(score) ? score : -INFINITY;
 }
 
 static int nearer(const void *a, const void *b)
@@ -60,7 +61,38 @@ static int nearer(const void *a, const void *b)
     return x->score != y->score ? (x->score < y->score) - (x->score > y->score) : (x->row > y->row) - (x->row < y->row);
 }
 
-void kna__scored_sort(kna__scored *scored, uint64_t count)
+static void swap(kna__scored *a, kna__scored *b)
 {
-    qsort(scored, (size_t)count, sizeof *scored, nearer);
+    kna__scored t = *a;
+    *a = *b;
+    *b = t;
+}
+
+/* Into those before scored[pivot] and those behind it; where it comes to lie. */
+static uint64_t part(kna__scored *scored, uint64_t low, uint64_t high)
+{
+    uint64_t kept = low;
+    swap(&scored[low + (high - low) / 2], &scored[high - 1]);
+    for (uint64_t i = low; i + 1 < high; i++) {
+        if (nearer(&scored[i], &scored[high - 1]) < 0) {
+            swap(&scored[i], &scored[kept++]);
+        }
+    }
+    swap(&scored[kept], &scored[high - 1]);
+    return kept;
+}
+
+/* Quickselect, then a sort of what is left: no two rows are alike, so neither degenerates over equal scores. */
+void kna__scored_best(kna__scored *scored, uint64_t count, uint64_t k)
+{
+    uint64_t low = 0, high = count;
+    while (k < count && high - low > 1) {
+        uint64_t pivot = part(scored, low, high);
+        if (pivot < k) {
+            low = pivot + 1;
+        } else {
+            high = pivot;
+        }
+    }
+    qsort(scored, (size_t)k, sizeof *scored, nearer);
 }

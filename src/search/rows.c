@@ -129,16 +129,29 @@ int kna__rows_damaged(const kna__rows *rows, const kna__run *run)
     return kna__part_rows(rows->store, kna__list_at(&rows->store->parts, run->part), &bytes);
 }
 
-int kna__rows_read(const kna__rows *rows, uint64_t row, float *out)
+/* *span without data: it is not as written. */
+static int find_row(const kna__rows *rows, uint64_t row, kna__span *span)
 {
     const kna__run *run = kna__rows_run(rows, row);
     if (!run) {
         return KNA_ENONE;
     }
-    kna__span span = kna__rows_at(rows, run, row, 1);
-    if (!span.data) {
-        return KNA_EDAMAGED;
-    }
+    *span = kna__rows_at(rows, run, row, 1);
+    return span->data ? KNA_OK : KNA_EDAMAGED;
+}
+
+int kna__rows_take(const kna__rows *rows, uint64_t row, float *out)
+{
+    kna__span span;
+    KNA_TRY(find_row(rows, row, &span));
+    rows->store->context->kernels->widen[rows->type](out, (size_t)rows->dim, span, 1, (size_t)rows->dim);
+    return KNA_OK;
+}
+
+int kna__rows_read(const kna__rows *rows, uint64_t row, float *out)
+{
+    kna__span span;
+    KNA_TRY(find_row(rows, row, &span));
     if (kna__find_nonfinite((int)rows->type, span.data, span.scales ? span.scales[0] : 1.0f, (int64_t)rows->dim) >= 0) {
         return KNA_EVALUE;
     }

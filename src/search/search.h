@@ -52,6 +52,7 @@ int kna__rows_damaged(const kna__rows *rows, const kna__run *run);
 int kna__rows_list(const kna__rows *rows, uint32_t *ids, uint64_t *count);
 /* A row as f32; KNA_OK, KNA_ENONE (it is not among them), KNA_EDAMAGED, KNA_EVALUE (it holds NaN or infinity). No message, any thread. */
 int kna__rows_read(const kna__rows *rows, uint64_t row, float *out);
+int kna__rows_take(const kna__rows *rows, uint64_t row, float *out); /* likewise, whatever numbers it holds */
 
 /* ---- index_file.c */
 
@@ -227,8 +228,8 @@ uint64_t kna__candidates_settle(const kna__search_job *job, uint64_t query, int 
 
 /* rescore.c - a row's score, in double. -INFINITY: it has none (NaN or infinity; or the row is not as written: job->bad_row). */
 double kna__score(const kna__search_job *job, uint64_t query, uint64_t row, int worker);
-/* Best first, of equal ones the lower row. */
-void kna__scored_sort(kna__scored *scored, uint64_t count);
+/* The k best to the front, best first, of equal ones the lower row; k at most count. */
+void kna__scored_best(kna__scored *scored, uint64_t count, uint64_t k);
 
 /* list_scan.c, rows_scan.c - tasks of kna__parallel_for; the list is the one of that place among those looked into */
 void kna__scan_list(void *job, int64_t place, int worker);

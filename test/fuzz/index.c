@@ -95,7 +95,8 @@ static void make_right(unsigned char *bytes, size_t count, int kind)
         for (uint64_t i = 0; i < lists; i++) {
             size_t entry = (size_t)(table + i * ENTRY);
             uint64_t blocks = number_at(bytes, entry + 16);
-            put_check(bytes, count, entry + 24, (size_t)number_at(bytes, entry), blocks < count ? blocks * ROW_BYTES : count + 1, i);
+            put_check(bytes, count, entry + 24, (size_t)number_at(bytes, entry), blocks < count ? blocks * ROW_BYTES : count + 1,
+                      i);
         }
         put_check(bytes, count, 120, (size_t)table, lists * ENTRY, 1);
         put_check(bytes, count, 128, (size_t)at, centers * DIM * sizeof(float), 2);

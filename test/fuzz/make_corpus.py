@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make_corpus.py - the first inputs of the fuzzers, from the golden store and a few arrays; run by hand where the format changes.
 
-    python3 test/fuzz/make_corpus.py
+    KNA=build/kna python3 test/fuzz/make_corpus.py
 
 What a fuzzer crashed on is added to corpus/NAME/ by hand, and stays.
 """
@@ -9,6 +9,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import tempfile
 import zipfile
 
 import numpy as np
@@ -96,3 +98,17 @@ said = [
 put("sidecar", "lines", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in said).encode())
 put("sidecar", "escaped", "".join(json.dumps(one) + "\n\n" for one in said).encode())
 put("sidecar", "wrong", b'{"uri": "a\\u0000b"}\n{"tokens": -1}\n{"rows": 1e300, "tags": [[]]}\n{"attributes": {"a": 9007199254740993}}\n')
+
+# Index files, of 40 rows of five numbers, as the fuzzer's store has them.
+with tempfile.TemporaryDirectory() as scratch:
+    def kna(*words):
+        subprocess.run([os.environ["KNA"], "store", words[0], os.path.join(scratch, "s"), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+
+    np.save(os.path.join(scratch, "x.npy"), np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32))
+    kna("create", "--dim", "5", "--type", "f32")
+    kna("add", os.path.join(scratch, "x.npy"))
+    for kind, metric, options in (("flat", "ip", []), ("clusters", "ip", ["--lists", "3"]), ("clusters", "l2", ["--lists", "1"])):
+        kna("index", "--kind", kind, "--metric", metric, *options)
+        name = next(n for n in os.listdir(os.path.join(scratch, "s")) if n.startswith("index-") and n.endswith(kind))
+        put("index", f"{kind}-{metric}", open(os.path.join(scratch, "s", name), "rb").read())
+put("index", "short", b"knaindex")
