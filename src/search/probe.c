@@ -14,7 +14,7 @@ uint64_t kna__probes_for(const kna__index_head *head, double recall)
 {
     for (int i = 0; i < KNA_AIMS; i++) {
         if (aims[i] >= recall) {
-            return head->probes[i];
+            return head->probes[i] ? head->probes[i] : 1;
         }
     }
     return head->lists;
