@@ -39,6 +39,7 @@ static const cli_usage search_usage = {
     "The index of 'kna store index' saves time; rows it does not cover are looked at too.\n",
 };
 
+/* Complete, and not yet there: cli_output_commit() is still to come. */
 static int write_arrays(const request *r, const queries *q, const query_hits *found)
 {
     const int64_t k = r->query.k;
@@ -58,7 +59,7 @@ static int write_arrays(const request *r, const queries *q, const query_hits *fo
         const float score = i % k < found->counts[i / k] ? found->hits[i].score : NAN;
         fwrite(&score, sizeof score, 1, scores);
     }
-    return rows || scores ? cli_output_commit() : CLI_OK;
+    return scores ? cli_output_finish() : CLI_OK;
 }
 
 static void report_json(cJSON *answer, const kna_search_report *report)
@@ -148,6 +149,7 @@ static int search(const store_target *target, const request *r, const char *path
     if (code == CLI_OK) code = write_arrays(r, &q, &found);
     if (code == CLI_OK && r->json) code = print_json(r, target, &q, &found, lse);
     else if (code == CLI_OK && !r->out && !r->scores) code = print_hits(r, target, &q, &found);
+    if (code == CLI_OK && (r->out || r->scores)) code = cli_output_commit();
     query_hits_free(&found);
     query_search_close(&s);
     queries_free(&q);

@@ -61,7 +61,7 @@ ${KNA_CC:-cc} -O1 -fPIC -shared fail.c -o fail.so
 import numpy as np
 random = np.random.default_rng(5)
 np.savez_compressed("rows.npz", a=random.random(size=(7, 8)).astype(np.float32), b=random.random(size=(7, 32)).astype(np.float16))
-for name, shape in (("q", (2, 3, 32)), ("k", (1, 200, 32)), ("v", (1, 200, 32)), ("mask", (3, 200)), ("slopes", (2,)), ("sinks", (2,))):
+for name, shape in (("q", (2, 3, 32)), ("k", (1, 200, 32)), ("a", (3, 8)), ("v", (1, 200, 32)), ("mask", (3, 200)), ("slopes", (2,)), ("sinks", (2,))):
     np.save(name, random.random(size=shape).astype(np.float32))'
 
 # each NAME STEP COMMAND.. - run the command with one allocation failing, every one or every STEP-th. It may write files named o.*.
@@ -108,5 +108,9 @@ each 'store add' 1 "$KNA" store add s rows.npz --meta two.jsonl --replace
 [ "$("$KNA" store ls s | wc -l)" -eq 3 ] || { echo "store add: other documents"; exit 1; }
 each 'store ls' 1 "$KNA" store ls s --json --filter "tokens > 3 or tag('x') and json_extract(attributes, '$.a[2]') = '3'"
 each 'store export' 1 "$KNA" store export s --family a --out o.all.npy --meta o.jsonl --safetensors o.tensors
+each 'store index' 3 "$KNA" store index s --family a --json
+"$KNA" store search s a.npy --family a -k 3 >/dev/null
+each 'store search' 1 "$KNA" store search s a.npy --family a -k 3 --filter "tokens > 3" --json --out o.rows.npy --scores o.scores.npy
+each 'store recall' 1 "$KNA" store recall s --family a --samples 5 --json
 each 'store compact' 1 "$KNA" store compact s --share 0
 "$KNA" store verify s --deep
