@@ -87,6 +87,7 @@ static void make_right(unsigned char *bytes, size_t count, int kind)
     enum { ENTRY = 48, ROW_BYTES = 16 * 4 * (5 + 2) /* a block of 16 rows of five numbers */ };
     uint32_t as = (uint32_t)kind;
     memcpy(bytes + 16, store->slot.uuid, 16);
+    memcpy(bytes + 32, &store->slot.transaction, sizeof store->slot.transaction);
     memcpy(bytes + 48, &as, sizeof as);
     uint64_t lists = number_at(bytes, 80), centers = number_at(bytes, 88), table = number_at(bytes, 96), at = number_at(bytes, 104);
     uint64_t whole = count;
