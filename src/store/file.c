@@ -229,7 +229,10 @@ int kna__file_unlink(kna_context *context, const char *folder, const char *name)
 
 int kna__folder_sync(kna_context *context, const char *folder)
 {
-    int fd = kna__file_calls.open(folder, O_RDONLY | O_DIRECTORY);
+    int fd;
+    do {
+        fd = kna__file_calls.open(folder, O_RDONLY | O_DIRECTORY);
+    } while (fd < 0 && errno == EINTR);
     int status = fd < 0 ? -1 : kna__file_calls.sync_folder(fd), error = errno;
     if (fd >= 0) {
         (void)kna__file_calls.close(fd);

@@ -179,21 +179,31 @@ static int salvage(kna_store *s, bool known, int64_t *lost)
     return KNA_OK;
 }
 
-/* Segments as far as they are there. */
-static void map_what_is_there(kna_store *s)
+static int map_segment(kna_store *s, uint32_t number)
+{
+    kna__segment *segment = kna__list_at(&s->segments, number);
+    char name[40];
+    uint64_t size = 0;
+    const void *map = NULL;
+    kna__segment_name(name, number);
+    KNA_TRY(kna__file_open(&segment->file, s->context, s->folder, name, KNA_FILE_WRITE));
+    KNA_TRY(kna__file_size(&segment->file, &size));
+    KNA_TRY(kna__file_map(&segment->file, &map, (size_t)size));
+    segment->map = map;
+    segment->mapped = size;
+    return KNA_OK;
+}
+
+/* Segments as far as they are there. One that is there and does not open, for now perhaps, ends the repair: it would drop sound documents. */
+static int map_what_is_there(kna_store *s)
 {
     for (uint64_t i = 0; i < s->segments.count; i++) {
-        kna__segment *segment = kna__list_at(&s->segments, i);
-        char name[40];
-        uint64_t size = 0;
-        const void *map = NULL;
-        kna__segment_name(name, (uint32_t)i);
-        if (kna__file_open(&segment->file, s->context, s->folder, name, KNA_FILE_WRITE) == KNA_OK &&
-            kna__file_size(&segment->file, &size) == KNA_OK && kna__file_map(&segment->file, &map, (size_t)size) == KNA_OK) {
-            segment->map = map;
-            segment->mapped = size;
+        int status = map_segment(s, (uint32_t)i);
+        if (status != KNA_OK && status != KNA_ENONE) {
+            return status;
         }
     }
+    return KNA_OK;
 }
 
 static bool is_sound(kna_store *s, const kna__entry *entry)
@@ -205,7 +215,8 @@ static bool is_sound(kna_store *s, const kna__entry *entry)
             return false;
         }
     }
-    return verify_entry(s, entry) == KNA_OK;
+    /* A read that failed is tried once more: what is dropped here is gone. */
+    return verify_entry(s, entry) == KNA_OK || verify_entry(s, entry) == KNA_OK;
 }
 
 /* Two of one uri: the record that removed the older one is lost. */
@@ -261,7 +272,7 @@ static int repair(kna_store *s, int64_t *kept, int64_t *lost)
     KNA_TRY(find_log(s, &known));
     KNA_TRY(remove_indexes(s));
     KNA_TRY(salvage(s, known, lost));
-    map_what_is_there(s);
+    KNA_TRY(map_what_is_there(s));
     drop_unsound(s, lost);
     drop_replaced(s); /* of what is sound: an older one is better than none */
     *kept = (int64_t)(s->visible - s->removed);
