@@ -245,6 +245,61 @@ static void near_centers(void)
     }
 }
 
+/* Numbers so large that every center seems farther off than none: a row is in a list all the same. */
+static void large_numbers(void)
+{
+    enum { N = 80, DIM = 4, LISTS = 2 };
+    float centers[LISTS * DIM] = { 1e17f, 0, 0, 0, 0, -1e17f, 0, 0 }, x[N * DIM], like[9 * DIM], q[DIM] = { 0 };
+    uint32_t to[N];
+    kna__packed packed;
+    kna_context *context = context_best();
+    for (int i = 0; i < N * DIM; i++) x[i] = i < 3 * DIM ? 0 : (i / DIM % 2 ? 1 : -1) * 1e17f;
+    for (int i = 0; i < 9 * DIM; i++) like[i] = i % 2 ? 3e38f : -3e38f;
+    WELL(context, kna__packed_make(context, &packed, centers, LISTS, DIM));
+    kna__packed_by_distance(context->kernels, &packed, centers);
+    void *room = aligned_alloc(64, (kna__assign_room(&packed) + 63) / 64 * 64);
+    kna__assign(context->kernels, to, &packed, x, N, room);
+    for (int i = 0; i < N; i++) EXPECT_THAT(to[i] < LISTS, "row %d in list %u", i, to[i]);
+    free(room);
+    kna__packed_free(context, &packed);
+    for (int metric = 0; metric < KNA_METRIC_COUNT && test_state.failures == 0; metric++) {
+        search_case c = search_begin(context, KNA_F32, DIM, metric);
+        kna_rows sample = rows_of(like, 9, DIM), queries = rows_of(q, 1, DIM);
+        kna_hit hits[10];
+        int64_t count;
+        add_floats(&c, x, N);
+        index_clusters(&c, 0, metric == KNA_IP ? &sample : NULL);
+        kna_search *s = clusters_of(&c);
+        kna_search_how how = KNA_SEARCH_HOW;
+        how.probes = 1;
+        for (int i = 0; i < DIM; i++) q[i] = like[i];
+        WELL(context, kna_search_run(s, hits, &count, &queries, &how, NULL));
+        kna_search_close(s);
+        search_end(&c);
+    }
+}
+
+/* A query so long that f32 does not hold its length: what a list promises it is a number still, so that lists are chosen. */
+static void long_queries(void)
+{
+    enum { LISTS = 40, DIM = 4 };
+    float centers[LISTS * DIM], spreads[LISTS], promises[48], q[DIM] = { 3e38f, 3e38f, -3e38f, 3e38f }, scan_q[DIM];
+    int8_t codes[DIM];
+    kna_context *context = context_best();
+    kna__search_job job = { .context = context, .kernels = context->kernels, .metric = KNA_IP, .dim = DIM, .d4 = 1 };
+    kna__query query;
+    kna__packed packed;
+    blobs(centers, LISTS, DIM, false, 3);
+    for (int i = 0; i < LISTS; i++) spreads[i] = i % 2 ? 0 : 3e38f; /* none for rows that are all alike */
+    kna__query_prepare(&job, &query, q, scan_q, codes);
+    WELL(context, kna__probe_pack(context, &packed, centers, LISTS, DIM, KNA_IP));
+    for (int i = 0; i < 2; i++) {
+        kna__promises(context->kernels, promises, &packed, spreads, i ? INFINITY : 3, &query);
+        for (int l = 0; l < LISTS; l++) EXPECT_THAT(!isnan(promises[l]), "list %d promises %g", l, (double)promises[l]);
+    }
+    kna__packed_free(context, &packed);
+}
+
 static void sorted_by_list(void)
 {
     for (int i = 0; i < 50; i++) {
@@ -327,6 +382,8 @@ int main(int argc, char **argv)
     TEST(recall_as_said);
     TEST(same_bits);
     TEST(near_centers);
+    TEST(large_numbers);
+    TEST(long_queries);
     TEST(sorted_by_list);
     TEST(turned_as_queries_see);
     TEST(refused);

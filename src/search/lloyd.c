@@ -87,7 +87,7 @@ size_t kna__assign_room(const kna__packed *packed)
     return count.used;
 }
 
-/* Where the largest is, the first of several. */
+/* Where the largest is, the first of several; below n whatever numbers there are. */
 static uint64_t place_of_largest(const kna__kernels *kernels, const float *x, uint64_t n)
 {
     float most = kernels->max(x, (size_t)n);
@@ -115,7 +115,7 @@ void kna__assign(const kna__kernels *kernels, uint32_t *to, const kna__packed *p
         kernels->scan(room.sums, all, room.codes, stride, room.steps, rows, p->codes, p->steps, (size_t)p->blocks, (size_t)p->d4);
         for (size_t r = 0; r < rows; r++) {
             kernels->axpy(room.sums + r * all, 1.0f, p->bias, all);
-            to[at + r] = (uint32_t)place_of_largest(kernels, room.sums + r * all, all);
+            to[at + r] = (uint32_t)place_of_largest(kernels, room.sums + r * all, p->lists);
         }
     }
 }

@@ -1,6 +1,7 @@
 /* probe.c - which lists a query looks into: those that promise most. */
 #include "clusters.h"
 
+#include <float.h>
 #include <math.h>
 
 static const double aims[KNA_AIMS] = { 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999 };
@@ -38,7 +39,10 @@ void kna__promises(const kna__kernels *kernels, float *promises, const kna__pack
                   (size_t)p->d4);
     kernels->axpy(promises, 1.0f, p->bias, all);
     if (alpha > 0) {
-        kernels->axpy(promises, alpha * (float)query->length, spreads, (size_t)p->lists);
+        kernels->axpy(promises, (float)fmin((double)alpha * query->length, FLT_MAX), spreads, (size_t)p->lists);
+    }
+    for (uint64_t i = 0; i < p->lists; i++) { /* of numbers as large as f32 holds; kna__topk() takes no NaN */
+        promises[i] = promises[i] >= -FLT_MAX ? promises[i] : -FLT_MAX;
     }
 }
 
