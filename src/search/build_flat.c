@@ -17,7 +17,7 @@ static int find_mean(const kna__rows *rows, const uint32_t *ids, uint64_t count,
     memset(sums, 0, (size_t)rows->dim * sizeof *sums);
     for (uint64_t i = 0; i < count; i += every) {
         if (kna__rows_read(rows, ids[i], row) != KNA_OK) {
-            return KNA_FAIL(rows->store->context, KNA_EDAMAGED, "index: row %u is not as it was read before", ids[i]);
+            return kna__rows_damaged(rows, kna__rows_run(rows, ids[i]));
         }
         double square = 0;
         for (uint64_t c = 0; c < rows->dim; c++) {

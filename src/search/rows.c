@@ -126,7 +126,10 @@ kna__span kna__rows_at(const kna__rows *rows, const kna__run *run, uint64_t firs
 int kna__rows_damaged(const kna__rows *rows, const kna__run *run)
 {
     const unsigned char *bytes;
-    return kna__part_rows(rows->store, kna__list_at(&rows->store->parts, run->part), &bytes);
+    KNA_TRY(kna__part_rows(rows->store, kna__list_at(&rows->store->parts, run->part), &bytes));
+    return KNA_FAIL(rows->store->context, KNA_EIO,
+                    "rows of family %d, from %llu on: reading them failed, and now succeeds; try again", rows->family,
+                    (unsigned long long)run->first);
 }
 
 /* *span without data: it is not as written. */

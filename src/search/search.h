@@ -44,9 +44,10 @@ static inline bool kna__rows_have(const kna__rows *rows, uint64_t row)
     return row < rows->seen && (rows->bits[row / 64] >> row % 64 & 1);
 }
 const kna__run *kna__rows_run(const kna__rows *rows, uint64_t row); /* NULL: none has it */
-/* `count` rows from `first` on, all of the run, where they lie. data NULL: they are not as written. Any thread. */
+/* `count` rows from `first` on, all of the run, where they lie. data NULL: they are not as written, or cannot be read. Any thread. */
 kna__span kna__rows_at(const kna__rows *rows, const kna__run *run, uint64_t first, uint64_t count);
-/* The message for rows that are not as written: kna__rows_at() leaves none. Returns KNA_EDAMAGED. */
+/* The message for rows that kna__rows_at() had no data of, which leaves none. KNA_EDAMAGED, KNA_EIO; never KNA_OK, for what was to be done
+ * with them has not been. */
 int kna__rows_damaged(const kna__rows *rows, const kna__run *run);
 /* All rows that can be in a list, ascending, to ids (`there`); those with NaN or infinity cannot. */
 int kna__rows_list(const kna__rows *rows, uint32_t *ids, uint64_t *count);
