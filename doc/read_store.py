@@ -331,7 +331,7 @@ class Index:
         need(len(b) >= HEAD and b[:8] == b"knaindex", name + ": not an index")
         need(u64(b, HEAD - 8) == check(b[:HEAD - 8]), name + ": its header is damaged")
         need(u32(b, 8) == 1 and u32(b, 12) == 0x01020304, name + ": another version")
-        need(b[16:32].hex() == store.uuid and u64(b, 32) <= store.transaction and not any(b[172:HEAD - 8]), name + ": of another store, or later")
+        need(b[16:32].hex() == store.uuid and u64(b, 32) <= store.transaction and not any(b[236:HEAD - 8]), name + ": of another store, or later")
         self.family, kind, self.kind, self.metric = struct.unpack_from("<4I", b, 40)
         self.dim, self.covered, self.rows, self.lists, self.centers, self.table, self.center, size, check1, check2 = struct.unpack_from("<10Q", b, 56)
         family = store.families[self.family]

@@ -61,8 +61,10 @@ typedef struct kna_search_how {
     size_t size;
     int64_t k;          /* hits per query, 1 to 2^24; fewer where fewer rows may be found */
     double beta;        /* only hits whose score is at least that of the best less this; 0: no such limit */
-    int64_t probes;     /* clusters: so many are looked into; 0: as many as `recall` needs, by what the index has measured */
-    double recall;      /* the share of the true k nearest aimed at; 0: 0.95 */
+    int64_t probes;     /* clusters: so many are looked into, whether or not k rows are there; 0: as many as `recall` needs */
+    double recall;      /* the share of the true k nearest aimed at; 0: 0.95. By what the index has measured of the 10, 100 and 1,000 nearest,
+                           more for more in proportion; k that a filter keeps are taken for the k / share nearest of all rows. Where it keeps
+                           what is far from a query, less may be found, but k rows are: for queries with fewer all clusters are looked into */
     int exact;          /* 1: the true k nearest: all clusters are looked into. Flat and none always give these */
     double temperature; /* of lse; 0: 1 */
     double *lse;        /* (m) out: log of the sum over the hits of exp(score / temperature); -INFINITY where there are none. NULL: not asked */
@@ -88,7 +90,8 @@ typedef struct kna_search_report {
  *
  * Out:     *search, NULL after an error. Give back with kna_search_close() (NULL is fine), before the store.
  * Returns: KNA_OK, whether or not there is an index; KNA_EINVAL, KNA_ETYPE, KNA_ELIMIT, KNA_ENOMEM.
- * Cost:    a look at each document; the index is mapped, not read. Lists are compared with their checks when first looked into.
+ * Cost:    a look at each document; the index is mapped, not read. Lists are compared with their checks when first looked into. Memory: 24 bytes
+ *          for each document, a bit for each row, and dim + 16 bytes for each cluster.
  */
 KNA_API KNA_CHECKED int kna_search_open(kna_context *context, kna_search **search, kna_store *store, int family,
                                         const kna_search_options *options);
@@ -100,7 +103,8 @@ KNA_API void kna_search_close(kna_search *search);
  * In:      keep   asked once for each document there is, and again after the store has changed; not 0: it may be found. NULL: all may.
  *                 It must not use the store or the search.
  * Returns: KNA_OK, KNA_ENOMEM.
- * Cost:    one pass over the documents. Where few rows are left they are looked at as they are, without the index.
+ * Cost:    one pass over the documents. Where the rows left are less than an eighth of those whose codes would be looked at, they are looked at
+ *          as they are, without the index.
  */
 KNA_API KNA_CHECKED int kna_search_filter(kna_search *search, int (*keep)(void *user, const kna_document *document), void *user);
 
@@ -110,8 +114,10 @@ KNA_API KNA_CHECKED int kna_search_filter(kna_search *search, int (*keep)(void *
  * Shapes:  queries (1,m,dim), of any type; hits (m,k); counts (m).
  * Out:     hits   best first, of equal scores the lower row; the rest of the k is not written. counts  how many. report  may be NULL.
  * Returns: KNA_OK; KNA_EINVAL, KNA_ESHAPE, KNA_EVALUE (a query holds NaN or infinity), KNA_ETYPE, KNA_ENOMEM; KNA_EDAMAGED (a row that had to be
- *          looked at is not as it was written).
- * Cost:    flat: d + 4 bytes of each row, once for up to 1,024 queries; none: all of each row.
+ *          looked at is not as it was written); KNA_EIO (it could not be read).
+ * Cost:    flat: d + 4 bytes of each row, once for up to 1,024 queries; none: all of each row; clusters: as flat, of the lists looked into, and
+ *          d bytes of each center. Memory, the context's: 80 MiB at most, and for each thread 1.3 MiB and 80 k bytes; where 48 k bytes for each
+ *          thread are above 64 MiB, these.
  */
 KNA_API KNA_CHECKED int kna_search_run(kna_search *search, kna_hit *hits, int64_t *counts, const kna_rows *queries,
                                        const kna_search_how *how, kna_search_report *report);
@@ -131,7 +137,7 @@ typedef struct kna_store_index_options {
     size_t size;
     int kind;   /* KNA_SEARCH_FLAT or KNA_SEARCH_CLUSTERS; KNA_SEARCH_AUTO is read as flat */
     int metric; /* a kna_metric: it serves that one alone */
-    int64_t lists;           /* clusters: so many; 0: about 4 sqrt(rows), 32 rows each at least */
+    int64_t lists;           /* clusters: so many; 0: about 4 sqrt(rows). 32 rows each at least, 65,536 lists at most */
     const kna_rows *queries; /* clusters: (1,m,dim), queries like those that will come, of any type; or NULL. By 4,096 of them, evenly spread,
                                 rows are clustered as queries see them (ip); by 256 it is measured how many clusters a recall takes. Without
                                 them rows serve as queries, each for rows other than itself: where queries are unlike rows, as in attention, too
@@ -145,7 +151,9 @@ typedef struct kna_store_index_options {
  *
  * Returns: KNA_OK; KNA_EINVAL, KNA_ETYPE, KNA_ELIMIT; KNA_EDAMAGED (a row is not as it was written); KNA_EIO, KNA_ENOMEM. After an error the
  *          index there was is still there.
- * Cost:    flat: all rows are read, and about d + 20 bytes written for each.
+ * Cost:    flat: all rows are read twice, and about d + 20 bytes written for each. Clusters: all rows are compared with all centers, and with 256
+ *          queries. Memory: 4 bytes for each row; clusters: 16, and for each list 33 rows as f32, which for 10 million rows of 128 numbers
+ *          are 380 MB in all; with queries for ip, 12 dim^2 bytes, and time as dim^3.
  */
 KNA_API KNA_CHECKED int kna_store_index(kna_store *store, int family, const kna_store_index_options *options);
 
@@ -156,7 +164,7 @@ typedef struct kna_store_index_info {
     int64_t transaction; /* it was made from this commit */
     int64_t covered;     /* row numbers below this are in it, or were of no document */
     int64_t rows, lists, bytes;
-    int64_t probes;      /* clusters: how many a recall of 0.95 takes, as measured when it was made */
+    int64_t probes;      /* clusters: how many a recall of 0.95 of the 10 nearest takes, as measured when it was made */
 } kna_store_index_info;
 
 /* kna_store_index_get() - of a family's index of a kind, compared with all its checks. KNA_OK, KNA_ENONE (there is none), KNA_EDAMAGED,

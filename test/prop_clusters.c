@@ -90,12 +90,17 @@ static void blobs(float *x, int64_t n, int64_t dim, bool queries, uint64_t seed)
     }
 }
 
-static void add_floats(search_case *c, const float *x, int64_t n)
+static void add_tagged(search_case *c, const float *x, int64_t n, const char *tags)
 {
-    kna_document d = { .uri = "" };
+    kna_document d = { .uri = "", .tags = tags };
     kna_store_rows rows = { 0, 0, rows_of(x, n, c->dim) };
     WELL(c->context, kna_store_add(c->store, &d, &rows, 1, 0));
     WELL(c->context, kna_store_commit(c->store));
+}
+
+static void add_floats(search_case *c, const float *x, int64_t n)
+{
+    add_tagged(c, x, n, "");
 }
 
 static double recall_of(kna_search *s, kna_search *truly, const kna_rows *queries, const kna_search_how *how, double *lists)
@@ -158,6 +163,103 @@ static void recall_as_said(void)
     }
     free(x);
     free(q);
+}
+
+/* One of so many documents. */
+static int keep_one_in(void *every, const kna_document *document)
+{
+    return atoi(document->tags) % *(int *)every == 0;
+}
+
+/* Also for more than the 10 nearest that most is measured with, and of the documents that a filter keeps, which are anywhere: a share of the
+ * true ones that is within four standard errors of the aim, if all of a query's came and went together. */
+static void recall_of_more(void)
+{
+    enum { N = 24000, M = 300, DIM = 13, DOCUMENTS = 240 };
+    static const struct {
+        int64_t k;
+        int every;
+    } cases[] = {
+        { 1, 1 }, { 40, 1 }, { 100, 1 }, { 1000, 1 }, { 3000, 1 }, { 10, 3 }, { 10, 6 }, { 5, 20 }, { 30, 20 }, { 300, 3 }
+    };
+    float *x = malloc((size_t)N * DIM * sizeof *x), *q = malloc((size_t)2 * M * DIM * sizeof *q);
+    int by_index = 0;
+    for (int metric = 0; metric < KNA_METRIC_COUNT; metric++) {
+        search_case c = search_begin(context_best(), KNA_F32, DIM, metric);
+        blobs(x, N, DIM, false, test_state.seed);
+        blobs(q, 2 * M, DIM, true, test_state.seed);
+        for (int d = 0; d < DOCUMENTS; d++) {
+            char tags[16];
+            snprintf(tags, sizeof tags, "%d", d);
+            add_tagged(&c, x + d * (N / DOCUMENTS) * DIM, N / DOCUMENTS, tags);
+        }
+        kna_rows like = rows_of(q, M, DIM), queries = rows_of(q + M * DIM, M, DIM);
+        index_clusters(&c, 500, &like);
+        kna_search *s = clusters_of(&c), *truly = search_open(&c, c.store, KNA_SEARCH_NONE);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            int every = cases[i].every;
+            double lists, error = sqrt(0.95 * 0.05 * (1.0 / 256 + 1.0 / M));
+            kna_search_how how = KNA_SEARCH_HOW;
+            how.k = cases[i].k;
+            WELL(c.context, kna_search_filter(s, keep_one_in, &every));
+            WELL(c.context, kna_search_filter(truly, keep_one_in, &every));
+            double recall = recall_of(s, truly, &queries, &how, &lists);
+            by_index += lists > 0;
+            printf("  metric %d, the %lld nearest of one row in %d: recall %.4f, %.1f lists\n", metric, (long long)how.k, every,
+                   recall, lists);
+            EXPECT_THAT(recall >= 0.95 - 4 * error, "metric %d, k %lld, one row in %d: recall %.4f", metric, (long long)how.k,
+                        every, recall);
+        }
+        kna_search_close(s);
+        kna_search_close(truly);
+        search_end(&c);
+    }
+    EXPECT(by_index > 20);
+    free(x);
+    free(q);
+}
+
+/* A filter that keeps what is far from where a query looks: it gets its k all the same, alone and in a batch; with so many probes said, what
+ * is there. */
+static void filtered_away(void)
+{
+    enum { N = 2000, M = 40, DIM = 6, K = 10, DOCUMENTS = 8 };
+    float x[N * DIM], q[M * DIM];
+    search_case c = search_begin(context_best(), KNA_F32, DIM, KNA_L2);
+    for (int d = 0; d < DOCUMENTS; d++) {
+        char tags[16];
+        snprintf(tags, sizeof tags, "%d", d);
+        for (int i = 0; i < N * DIM; i++) x[i] = (float)(test_normal() + (i % DIM == 0 ? 100 * d : 0));
+        add_tagged(&c, x, N, tags);
+    }
+    for (int i = 0; i < M * DIM; i++) q[i] = (float)(test_normal() + (i % DIM == 0 ? 100 * (i / DIM % DOCUMENTS) : 0));
+    index_clusters(&c, 0, NULL);
+    kna_search *s = clusters_of(&c), *truly = search_open(&c, c.store, KNA_SEARCH_NONE);
+    kna_rows queries = rows_of(q, M, DIM);
+    kna_search_how how = KNA_SEARCH_HOW;
+    kna_search_report report = { .size = sizeof report };
+    kna_hit hits[2][M * K];
+    int64_t counts[2][M];
+    int every = 4;
+    memset(hits, 0, sizeof hits);
+    WELL(c.context, kna_search_filter(s, keep_one_in, &every));
+    WELL(c.context, kna_search_filter(truly, keep_one_in, &every));
+    WELL(c.context, kna_search_run(s, hits[0], counts[0], &queries, &how, &report));
+    EXPECT(report.index == KNA_SEARCH_CLUSTERS && report.lists_seen < M * report.lists);
+    for (int i = 0; i < M; i++) {
+        kna_rows one = rows_of(q + i * DIM, 1, DIM);
+        EXPECT_INT(counts[0][i], K);
+        WELL(c.context, kna_search_run(s, hits[1] + i * K, counts[1] + i, &one, &how, NULL));
+    }
+    EXPECT(memcmp(hits[0], hits[1], sizeof *hits) == 0 && memcmp(counts[0], counts[1], sizeof *counts) == 0);
+    WELL(c.context, kna_search_run(truly, hits[1], counts[1], &queries, &how, NULL));
+    for (int i = 0; i < M; i++) EXPECT(i % DOCUMENTS % every == 0 || hits[0][i * K].row == hits[1][i * K].row);
+    how.probes = 1;
+    WELL(c.context, kna_search_run(s, hits[0], counts[0], &queries, &how, NULL));
+    EXPECT(counts[0][1] == 0);
+    kna_search_close(s);
+    kna_search_close(truly);
+    search_end(&c);
 }
 
 /* One query at a time, all at once; 1, 2 and 5 threads, each with an index of its own. */
@@ -380,6 +482,8 @@ int main(int argc, char **argv)
     test_begin(argc, argv);
     TEST(exact_through_clusters);
     TEST(recall_as_said);
+    TEST(recall_of_more);
+    TEST(filtered_away);
     TEST(same_bits);
     TEST(near_centers);
     TEST(large_numbers);

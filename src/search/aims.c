@@ -4,6 +4,9 @@
  * The 10 nearest rows of some queries are found by looking at all rows; each is in a list, and that list's place among the query's promises is
  * how many lists it takes to find the row. The share of rows found within p lists is the recall at p. What is kept is the p for the aim and
  * one standard error more, for rows of a query come and go together: sqrt(a (1 - a) / queries).
+ *
+ * Of the 100 and 1,000 nearest, every 10th and every 100th are looked up: the last of each tenth, which are the farthest. A search for k of the
+ * rows that a filter keeps a share of is as deep as one for k / share of all rows.
  */
 #include "clusters.h"
 
@@ -97,32 +100,36 @@ static uint32_t list_of(const kna__aims_data *data, uint64_t row)
     return data->to[low];
 }
 
-static void place_hits(aims *a, uint64_t query, int alpha)
+/* Of every so many of the nearest, to places; returns how many. */
+static uint64_t place_hits(aims *a, uint64_t query, int alpha, uint64_t every, uint32_t *places)
 {
     const kna__kernels *kernels = a->context->kernels;
-    uint64_t taken = 0;
+    uint64_t taken = 0, seen = 0;
     kna__promises(kernels, a->promises, &a->packed, a->data->spreads, alphas[alpha], &a->prepared);
     for (int64_t i = 0; i < a->counts[query] && taken < NEAREST; i++) {
         int64_t row = a->hits[query * a->k + (uint64_t)i].row;
-        if (row != a->own[query]) {
+        if (row != a->own[query] && ++seen % every == 0) {
             float promise = a->promises[list_of(a->data, (uint64_t)row)];
-            a->places[(uint64_t)alpha * a->m * NEAREST + a->found + taken++] =
-                (uint32_t)kernels->count(a->promises, (size_t)a->data->lists, promise);
+            places[taken++] = (uint32_t)kernels->count(a->promises, (size_t)a->data->lists, promise);
         }
     }
-    a->found += alpha == ALPHAS - 1 ? taken : 0;
+    return taken;
 }
 
-static void place_all(aims *a)
+/* By alphas from .. to - 1, into their places. */
+static void place_all(aims *a, int from, int to, uint64_t every)
 {
     kna__search_job job = {
         .context = a->context, .kernels = a->context->kernels, .metric = a->data->metric, .dim = a->dim, .d4 = (a->dim + 3) / 4
     };
+    a->found = 0;
     for (uint64_t i = 0; i < a->m; i++) {
+        uint64_t taken = 0;
         kna__query_prepare(&job, &a->prepared, a->queries + i * a->dim, a->scan_q, a->codes);
-        for (int alpha = 0; alpha < ALPHAS; alpha++) {
-            place_hits(a, i, alpha);
+        for (int alpha = from; alpha < to; alpha++) {
+            taken = place_hits(a, i, alpha, every, a->places + (uint64_t)alpha * a->m * NEAREST + a->found);
         }
+        a->found += taken;
     }
 }
 
@@ -142,16 +149,33 @@ static uint64_t place_at(const aims *a, int alpha, double aim)
     return a->places[(uint64_t)alpha * a->m * NEAREST + at - 1];
 }
 
+static void sort_places(aims *a, int alpha)
+{
+    qsort(a->places + (uint64_t)alpha * a->m * NEAREST, (size_t)a->found, sizeof *a->places, by_size);
+}
+
+static void take_probes(const aims *a, uint32_t probes[KNA_AIMS], int alpha)
+{
+    for (int i = 0; i < KNA_AIMS; i++) {
+        probes[i] = (uint32_t)place_at(a, alpha, kna__aim(i));
+    }
+}
+
 static void decide(aims *a, kna__index_head *head)
 {
     int best = 0;
     for (int alpha = 0; alpha < ALPHAS; alpha++) {
-        qsort(a->places + (uint64_t)alpha * a->m * NEAREST, (size_t)a->found, sizeof *a->places, by_size);
+        sort_places(a, alpha);
         best = place_at(a, alpha, kna__aim(DECIDED_AT)) < place_at(a, best, kna__aim(DECIDED_AT)) ? alpha : best;
     }
     head->alpha = alphas[best];
-    for (int i = 0; i < KNA_AIMS; i++) {
-        head->probes[i] = (uint32_t)place_at(a, best, kna__aim(i));
+    take_probes(a, head->probes[0], best);
+    uint64_t every = 10;
+    for (int depth = 1; depth < KNA_DEPTHS && a->k >= every * NEAREST; depth++) {
+        place_all(a, best, best + 1, every);
+        sort_places(a, best);
+        take_probes(a, head->probes[depth], best);
+        every *= 10;
     }
 }
 
@@ -159,12 +183,22 @@ static int measure(aims *a, kna__index_head *head)
 {
     KNA_TRY(find_nearest(a));
     KNA_TRY(kna__probe_pack(a->context, &a->packed, a->data->centers, a->data->lists, a->dim, a->data->metric));
-    place_all(a);
-    kna__packed_free(a->context, &a->packed);
+    place_all(a, 0, ALPHAS, 1);
     if (a->found) {
         decide(a, head);
     }
+    kna__packed_free(a->context, &a->packed);
     return KNA_OK;
+}
+
+/* As many as half of the rows are. */
+static uint64_t depth_for(uint64_t rows)
+{
+    uint64_t depth = NEAREST;
+    for (int i = 1; i < KNA_DEPTHS && depth * 20 <= rows; i++) {
+        depth *= 10;
+    }
+    return depth;
 }
 
 int kna__measure_aims(kna_context *context, kna__index_head *head, const kna__aims_data *data, const kna_rows *queries)
@@ -174,10 +208,10 @@ int kna__measure_aims(kna_context *context, kna__index_head *head, const kna__ai
                .data = data,
                .dim = data->rows->dim,
                .m = there < QUERIES ? there : QUERIES,
-               .k = NEAREST + (queries ? 0 : 1) };
+               .k = depth_for(data->count) + (queries ? 0 : 1) };
     kna__cutter size = { NULL, 0 };
     for (int i = 0; i < KNA_AIMS; i++) {
-        head->probes[i] = (uint32_t)data->lists; /* where nothing could be measured */
+        head->probes[0][i] = (uint32_t)data->lists; /* where nothing could be measured */
     }
     if (!a.m || !data->count) {
         return KNA_OK;

@@ -114,7 +114,7 @@ int kna_store_index_get(kna_store *s, int family, int kind, kna_store_index_info
                                     .rows = (int64_t)h->rows,
                                     .lists = (int64_t)h->lists,
                                     .bytes = (int64_t)h->bytes,
-                                    .probes = h->kind == KNA_SEARCH_CLUSTERS ? (int64_t)kna__probes_for(h, 0.95) : 0 };
+                                    .probes = h->kind == KNA_SEARCH_CLUSTERS ? (int64_t)kna__probes_for(h, 0.95, 10) : 0 };
     int status = KNA_OK;
     for (uint64_t i = 0; i < h->lists && status == KNA_OK; i++) {
         if (!kna__index_list(&file, i, &view)) {

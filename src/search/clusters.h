@@ -37,8 +37,8 @@ void kna__probe_cut(kna__probe *probe, const kna__search_job *job, kna__cutter *
 /* Fill job->looks for its block of queries. */
 void kna__probe_lists(kna__search_job *job, kna__probe *probe);
 
-/* How many lists this recall takes, as measured. */
-uint64_t kna__probes_for(const kna__index_head *head, double recall);
+/* How many lists this recall takes, of so many nearest rows: as measured, in between as a power of how many, behind it in proportion. */
+uint64_t kna__probes_for(const kna__index_head *head, double recall, double nearest);
 double kna__aim(int i); /* 0 .. KNA_AIMS - 1 */
 
 /* ---- aims.c */
@@ -54,7 +54,7 @@ typedef struct kna__aims_data {
     int metric;
 } kna__aims_data;
 
-/* Fill alpha and probes of the head: for the 10 nearest rows of `queries`, or, NULL, of rows themselves, which are then not counted among
+/* Fill alpha and probes of the head: for the 10, 100 and 1000 nearest rows of `queries`, or, NULL, of rows themselves, which are then not counted among
  * their own nearest. KNA_OK, KNA_ENOMEM, KNA_EDAMAGED. */
 int kna__measure_aims(kna_context *context, kna__index_head *head, const kna__aims_data *data, const kna_rows *queries);
 

@@ -62,8 +62,9 @@ static void encode(unsigned char bytes[KNA_INDEX_HEAD_BYTES], const kna__index_h
     to = put4(put4(put4(put4(to, h->family), h->type), h->kind), h->metric);
     to = put8(put8(put8(put8(put8(to, h->dim), h->covered), h->rows), h->lists), h->centers);
     to = put8(put8(put8(put8(put8(to, h->table_at), h->centers_at), h->bytes), h->table_check), h->centers_check);
-    memcpy(to, h->probes, sizeof h->probes);
-    memcpy(to + sizeof h->probes, &h->alpha, sizeof h->alpha);
+    memcpy(to, h->probes[0], sizeof h->probes[0]);
+    to = (unsigned char *)memcpy(to + sizeof h->probes[0], &h->alpha, sizeof h->alpha) + sizeof h->alpha;
+    memcpy(to, h->probes[1], sizeof h->probes - sizeof h->probes[0]);
     put8(bytes + KNA_INDEX_HEAD_BYTES - 8, kna__check(bytes, KNA_INDEX_HEAD_BYTES - 8, 0));
 }
 
@@ -94,8 +95,9 @@ static int decode(kna_context *context, const char *name, kna__index_head *h, co
                             .table_check = get8(bytes + 120),
                             .centers_check = get8(bytes + 128) };
     memcpy(h->uuid, bytes + 16, sizeof h->uuid);
-    memcpy(h->probes, bytes + 136, sizeof h->probes);
-    memcpy(&h->alpha, bytes + 136 + sizeof h->probes, sizeof h->alpha);
+    memcpy(h->probes[0], bytes + 136, sizeof h->probes[0]);
+    memcpy(&h->alpha, bytes + 168, sizeof h->alpha);
+    memcpy(h->probes[1], bytes + 172, sizeof h->probes - sizeof h->probes[0]);
     return KNA_OK;
 }
 

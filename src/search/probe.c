@@ -11,11 +11,26 @@ double kna__aim(int i)
     return aims[i];
 }
 
-uint64_t kna__probes_for(const kna__index_head *head, double recall)
+static double probes_of(const kna__index_head *head, int aim, double nearest)
+{
+    double depth = 10, probes = head->probes[0][aim] > 1 ? head->probes[0][aim] : 1;
+    for (int i = 1; i < KNA_DEPTHS && nearest > depth && head->probes[i][aim]; i++) {
+        double next = head->probes[i][aim] > probes ? head->probes[i][aim] : probes;
+        if (nearest < 10 * depth) {
+            return probes * pow(next / probes, log10(nearest / depth));
+        }
+        depth *= 10;
+        probes = next;
+    }
+    return nearest > depth ? probes * nearest / depth : probes;
+}
+
+uint64_t kna__probes_for(const kna__index_head *head, double recall, double nearest)
 {
     for (int i = 0; i < KNA_AIMS; i++) {
         if (aims[i] >= recall) {
-            return head->probes[i] ? head->probes[i] : 1;
+            double probes = ceil(probes_of(head, i, nearest));
+            return probes < (double)head->lists ? (uint64_t)probes : head->lists;
         }
     }
     return head->lists;

@@ -17,7 +17,7 @@ enum {
     ROW_BYTES = 1 << 20, /* rows as they are, as f32: so many at a time */
     CANDIDATES = 256,    /* of a query, beside 4 k */
     PROBES = 1 << 20,    /* lists looked into, of a block of queries */
-    FEW_ROWS = 8         /* where less than one row of so many may be found, codes of all of them are not worth reading */
+    FEW_ROWS = 8         /* where less than one row of so many may be found, codes that are to be read are not worth it */
 };
 
 #define DEFAULT_RECALL 0.95
@@ -222,18 +222,25 @@ typedef struct search_call {
     int64_t *counts;
     const kna_rows *queries;
     const kna_search_how *how;
-    float *q;       /* (most, dim) */
-    int8_t *codes;  /* (most, 4 d4) */
-    uint64_t first; /* of the block */
+    float *q;        /* (most, dim) */
+    int8_t *codes;   /* (most, 4 d4) */
+    uint64_t first;  /* of the block */
+    uint64_t *again; /* (most) those that are asked again, */
+    bool is_again;   /* while they are */
     uint64_t lists_seen;
     kna__probe probe; /* probes 0: all lists are looked into */
 } search_call;
+
+static int64_t place_of(const search_call *call, int64_t query)
+{
+    return (int64_t)(call->is_again ? call->again[query] : call->first + (uint64_t)query);
+}
 
 /* Which lists the queries of the block look into. Where all have one center, each query has one base for all of them. */
 static void choose_lists(search_call *call)
 {
     kna__search_job *job = &call->job;
-    if (call->probe.probes) {
+    if (call->probe.probes && !call->is_again) {
         kna__probe_lists(job, &call->probe);
         return;
     }
@@ -248,7 +255,7 @@ static void settle_query(void *argument, int64_t query, int worker)
 {
     search_call *call = argument;
     kna__search_job *job = &call->job;
-    int64_t at = (int64_t)call->first + query;
+    int64_t at = place_of(call, query);
     kna_hit *hits = call->hits + at * call->how->k;
     const kna__scored *scored = job->rooms[worker].scored;
     uint64_t count = job->k ? kna__candidates_settle(job, (uint64_t)query, worker) : 0;
@@ -274,7 +281,7 @@ static void prepare_query(void *argument, int64_t query, int worker)
     kna__search_job *job = &call->job;
     uint64_t i = (uint64_t)query, d = job->dim;
     const kna_rows *r = call->queries;
-    int64_t at = (int64_t)call->first + query;
+    int64_t at = place_of(call, query);
     int64_t stride = r->row_stride_bytes ? r->row_stride_bytes : (int64_t)kna__row_bytes(r->type, r->dim);
     kna__span span = { (const char *)r->data + at * stride, 0, r->scales ? r->scales + at : NULL };
     (void)worker;
@@ -308,6 +315,35 @@ static int run_block(search_call *call)
     return job->bad_row ? damaged_row(job) : KNA_OK;
 }
 
+/* What the lists that were chosen for a recall have not enough of, for what a filter keeps lies elsewhere; or nothing could be chosen. */
+static bool is_short(const search_call *call, uint64_t query)
+{
+    const kna__search_job *job = &call->job;
+    bool has_few = (uint64_t)call->counts[call->first + query] < job->k && !(job->beta < INFINITY);
+    return has_few || !(job->queries[query].error < INFINITY);
+}
+
+/* All lists are looked into for queries that have found fewer than k. */
+static int complete_block(search_call *call)
+{
+    kna__search_job *job = &call->job;
+    uint64_t count = job->count, few = 0;
+    if (!job->index || !call->probe.probes || call->how->probes) {
+        return KNA_OK;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        if (is_short(call, i)) {
+            call->again[few++] = call->first + i;
+        }
+    }
+    job->count = few;
+    call->is_again = true;
+    int status = few ? run_block(call) : KNA_OK;
+    call->is_again = false;
+    job->count = count;
+    return status;
+}
+
 /* Without an index. */
 static void use_rows(kna__search_job *job)
 {
@@ -322,6 +358,7 @@ static int run_blocks(search_call *call)
     for (call->first = 0; call->first < m; call->first += job->most) {
         job->count = m - call->first < job->most ? m - call->first : job->most;
         KNA_TRY(run_block(call));
+        KNA_TRY(job->bad_list ? KNA_OK : complete_block(call));
         if (job->bad_list) {
             drop_index(call->search, KNA_EDAMAGED);
             call->search->covered = 0;
@@ -371,6 +408,7 @@ static size_t cut_scratch(search_call *call, char *base)
     }
     if (call->probe.probes) {
         kna__probe_cut(&call->probe, job, &cutter);
+        call->again = kna__cut(&cutter, most, sizeof *call->again);
     }
     float *bounds = kna__cut(&cutter, kna__size_product(threads * most, room), 3 * sizeof(float));
     for (size_t i = 0; base && i < threads * most; i++) {
@@ -385,16 +423,24 @@ static uint64_t at_most(uint64_t x, uint64_t most)
     return x < most ? x : most;
 }
 
-/* How many lists each query looks into. */
-static void plan_probes(search_call *call)
+/* How many lists a query looks into. Of rows that a filter keeps a share of, k are as deep among all rows as k / share are. */
+static uint64_t probes_for(const search_call *call)
 {
     const kna_search *s = call->search;
     const kna__index_head *h = &s->index.head;
     const kna_search_how *how = call->how;
     if (h->kind != KNA_SEARCH_CLUSTERS || how->exact) {
-        return;
+        return h->lists;
     }
-    uint64_t probes = how->probes ? (uint64_t)how->probes : kna__probes_for(h, how->recall > 0 ? how->recall : DEFAULT_RECALL);
+    double share = s->covered < h->rows ? (double)s->covered / (double)h->rows : 1;
+    return how->probes ? (uint64_t)how->probes
+                       : kna__probes_for(h, how->recall > 0 ? how->recall : DEFAULT_RECALL, (double)call->job.k / share);
+}
+
+static void plan_probes(search_call *call, uint64_t probes)
+{
+    const kna_search *s = call->search;
+    const kna__index_head *h = &s->index.head;
     if (probes < h->lists) {
         call->probe = (kna__probe){ .packed = &s->packed,
                                     .centers = s->index.centers,
@@ -427,10 +473,15 @@ static void plan(search_call *call)
     job->row_section = at_most(ROW_BYTES / (job->dim * sizeof(float)), KNA_SECTION_ROWS);
     job->row_section = job->row_section ? job->row_section : 1;
     use_rows(job);
-    if (s->has_index && s->covered && s->covered >= s->index.head.rows / FEW_ROWS) {
-        job->index = &s->index;
-        job->covered = s->index.head.covered;
-        plan_probes(call);
+    if (s->has_index && s->covered) {
+        const kna__index_head *h = &s->index.head;
+        uint64_t probes = probes_for(call);
+        double part = call->how->probes || probes >= h->lists ? 1 : (double)probes / (double)h->lists; /* of all codes */
+        if ((double)s->covered * FEW_ROWS >= floor((double)h->rows * part)) {
+            job->index = &s->index;
+            job->covered = h->covered;
+            plan_probes(call, probes);
+        }
     }
 }
 

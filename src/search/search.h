@@ -57,7 +57,7 @@ int kna__rows_take(const kna__rows *rows, uint64_t row, float *out); /* likewise
 
 /* ---- index_file.c */
 
-enum { KNA_INDEX_VERSION = 1, KNA_INDEX_HEAD_BYTES = 4096, KNA_AIMS = 8 };
+enum { KNA_INDEX_VERSION = 1, KNA_INDEX_HEAD_BYTES = 4096, KNA_AIMS = 8, KNA_DEPTHS = 3 };
 
 typedef struct kna__index_head {
     unsigned char uuid[16];
@@ -69,7 +69,8 @@ typedef struct kna__index_head {
     uint64_t lists, centers;
     uint64_t table_at, centers_at, bytes; /* bytes: of the file */
     uint64_t table_check, centers_check;
-    uint32_t probes[KNA_AIMS]; /* clusters: lists that a recall takes (kna__aim()) */
+    uint32_t probes[KNA_DEPTHS]
+                   [KNA_AIMS]; /* clusters: lists that a recall takes (kna__aim()), of the 10, 100, 1000 nearest; 0: not measured */
     float alpha;               /* clusters.h */
 } kna__index_head;
 
