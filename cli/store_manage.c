@@ -237,7 +237,7 @@ int store_cmd_stat(int argc, char **argv)
 /* ------------------------------------------------------------------ verify */
 
 static const cli_option verify_options[] = {
-    { "deep", 0, CLI_FLAG, offsetof(request, deep), 0, 0, NULL, NULL, "the rows of all documents as well, removed ones too" },
+    { "deep", 0, CLI_FLAG, offsetof(request, deep), 0, 0, NULL, NULL, "the rows of all documents as well, removed ones too, and indexes" },
     { .name = NULL },
 };
 
@@ -264,6 +264,36 @@ static void tell(void *user, int64_t id, const char *what)
     cli_json_text(one, "what", what);
 }
 
+/* Whether an index there is can be used. One that cannot costs time and no answer, and is made anew by kna store index. */
+static int is_sound_index(const store_target *target, int family, int kind, cJSON *list)
+{
+    kna_store_index_info info = { .size = sizeof info };
+    kna_family of = { .name = "" };
+    (void)!kna_store_family(target->store, family, &of);
+    const int status = kna_store_index_get(target->store, family, kind, &info);
+    const char *what = kna_context_message(target->context);
+    if (status == KNA_ENONE || status == KNA_ESTALE) return 1; /* none; or of a commit that came meanwhile */
+    if (status != KNA_OK) cli_warn("%s: %s (make it anew: kna store index)", target->folder, what);
+    if (!list) return status == KNA_OK;
+    cJSON *one = cli_json_object(list, NULL);
+    cli_json_text(one, "family", of.name);
+    cli_json_text(one, "kind", kna_search_index_name(kind));
+    cli_json_bool(one, "sound", status == KNA_OK);
+    cli_json_text(one, "what", status == KNA_OK ? "" : what);
+    return status == KNA_OK;
+}
+
+static int are_sound_indexes(const store_target *target, cJSON *list)
+{
+    int sound = 1;
+    kna_family of;
+    for (int f = 0; kna_store_family(target->store, f, &of) == KNA_OK; f++) {
+        sound &= is_sound_index(target, f, KNA_SEARCH_FLAT, list);
+        sound &= is_sound_index(target, f, KNA_SEARCH_CLUSTERS, list);
+    }
+    return sound;
+}
+
 static int verify(const store_target *target, const request *r)
 {
     int64_t damaged = 0;
@@ -273,14 +303,16 @@ static int verify(const store_target *target, const request *r)
     const int status = kna_store_verify(target->store, r->deep ? &damaged : NULL, tell, &f);
     cli_progress_end();
     int code = status == KNA_OK ? CLI_OK : store_status(target, status);
+    const int sound = !r->deep || are_sound_indexes(target, r->json ? cli_json_array(answer, "indexes") : NULL);
+    if (code == CLI_OK && !sound) code = CLI_FAILED;
     cli_json_bool(answer, "deep", r->deep);
-    cli_json_bool(answer, "sound", status == KNA_OK);
+    cli_json_bool(answer, "sound", code == CLI_OK);
     if (r->json && (status == KNA_OK || status == KNA_EDAMAGED)) {
         const int printed = cli_json_print(stdout, answer);
         return code == CLI_OK ? printed : code;
     }
     cJSON_Delete(answer);
-    if (code == CLI_OK) printf("%s\n", r->deep ? "sound: manifest, log and rows" : "sound: manifest and log (rows: --deep)");
+    if (code == CLI_OK) printf("%s\n", r->deep ? "sound: manifest, log, rows and indexes" : "sound: manifest and log (rows: --deep)");
     return code;
 }
 

@@ -840,7 +840,7 @@ KNA_API KNA_CHECKED int kna_store_owner(const kna_store *store, int family, int6
  * kna_store_verify() - compare everything with its checks: manifest, log, and the rows of all documents (of removed ones too).
  *
  * Out:     *damaged  how many documents have rows that are not as they were written; each is told to `tell` (may be NULL).
- *                    NULL: manifest and log only, no rows are read.
+ *                    NULL: manifest and log only, no rows are read. Indexes are not looked at: see kna_store_index_get().
  * Returns: KNA_OK where nothing is damaged, KNA_EDAMAGED, KNA_EIO.
  */
 KNA_API KNA_CHECKED int kna_store_verify(kna_store *store, int64_t *damaged,

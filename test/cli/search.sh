@@ -145,6 +145,10 @@ for at in (5, 20, 60, 4095, 4096 + 7, len(sound) // 2, len(sound) - 1):
     used = agrees("s-f32", both, "q.npy", "ip", left)
     require(used["index"] == "none" and used["refused"] in ("KNA_EDAMAGED", "KNA_EFORMAT"), f"byte {at}: {used['refused']}")
     indexes("s-f32", code=1)
+    found = ask("verify", "s-f32", "--deep", code=1, says="make it anew: kna store index")
+    require([found["sound"], found["damaged"]] == [False, []] and
+            [(i["family"], i["kind"], i["sound"]) for i in found["indexes"]] == [("rows", "flat", False)], str(found))
+    run("verify", "s-f32")
 open(path, "wb").write(sound[:-9])
 require(agrees("s-f32", both, "q.npy", "ip", left)["refused"] == "KNA_EDAMAGED", "cut short")
 ask("index", "s-f16", "--metric", "ip")
@@ -152,6 +156,7 @@ open(path, "wb").write(open("s-f16/index-00000-flat", "rb").read())
 require(agrees("s-f32", both, "q.npy", "ip", left)["refused"] == "KNA_EFORMAT", "another store's")
 open(path + ".new", "wb").write(b"half")
 require(ask("index", "s-f32")["rows"] == 2420 and not os.path.exists(path + ".new"), "made anew")
+require(ask("verify", "s-f32", "--deep")["indexes"] == [{"family": "rows", "kind": "flat", "sound": True, "what": ""}], "verify")
 require(ask("index", "s-f32", "--drop") == {"dropped": "flat"} and not os.path.exists(path), "--drop")
 run("index", "s-f32", "--drop")
 

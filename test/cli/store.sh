@@ -316,7 +316,7 @@ with open("w/lock", "r+b") as lock:
 run("add", "w", "ten.npy")
 
 # ---- damage
-require(ask("verify", "w", "--deep") == {"damaged": [], "deep": True, "sound": True}, "verify")
+require(ask("verify", "w", "--deep") == {"damaged": [], "deep": True, "indexes": [], "sound": True}, "verify")
 wanted = {d["id"]: d for d in documents("w")}
 rows = sorted(name for name in os.listdir("w") if name.startswith("rows-"))
 def flip(path, at):
