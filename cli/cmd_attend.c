@@ -76,7 +76,6 @@ static int parse(request *r, int argc, char **argv)
         return cli_refuse("attend: --labels is missing: %s goes by groups of keys", r->choice.stratify ? "--stratify" : "--diverse quota");
     if (code == CLI_GO_ON && r->head_index && (r->method.method < KNA_UNIFORM || r->method.method > KNA_CONTROL))
         return cli_refuse("attend: --head-index goes with methods that sample, not with %s", kna_method_name(r->method.method));
-    if (!r->method.k_near && !(r->method.delta > 0 && r->method.method == KNA_KNN)) r->method.k_near = 384;
     return code;
 }
 
@@ -220,7 +219,6 @@ static int write_outputs(const results *of, const operands *o, const kna_context
 int kna_cmd_attend(int argc, char **argv)
 {
     request r = { .method = CLI_METHOD, .machine = CLI_MACHINE };
-    r.method.k_near = 0; /* as --method and --delta say */
     operands o = { .q = { .data = NULL } };
     results made = { .out = NULL };
     kna_report report = { .size = sizeof report };

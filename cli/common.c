@@ -22,7 +22,7 @@ const cli_option cli_method_options[] = {
       "exact, topk, knn, uniform, gumbel, rejection, mom, stratified, centroid, control, window, linformer, nystrom, performer "
       "or lsh (default exact)" },
     { "k-near", 0, CLI_INT, offsetof(cli_method, k_near), 1, KNA_MAX_ROWS, NULL, "K",
-      "nearest keys read in full; exact: all are (default 384; where K is found by --delta it starts with 48)" },
+      "nearest keys read in full; exact: all are (default 384; where K is found by --delta it starts with that)" },
     { "near-sinks", 0, CLI_INT, offsetof(cli_method, near_sinks), 0, KNA_MAX_ROWS, NULL, "N",
       "knn, window, lsh: first keys always read in full (default 4)" },
     { "near-window", 0, CLI_INT, offsetof(cli_method, near_window), 0, KNA_MAX_ROWS, NULL, "N",

@@ -360,7 +360,7 @@ typedef struct kna_attend_options {
     kna_mask mask;            /* added to the logit; data NULL: none */
 
     /* Which keys are read (KNA_TOPK, KNA_KNN). */
-    int64_t k_near;           /* k; 0: 384 (with a delta, 48). topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
+    int64_t k_near;           /* k; 0: 384. topk: k >= the keys a query sees: exact. knn: how many clusters are looked into. In
                                  prefill those that hold 4 k keys, read in full, which a tile of neighbouring queries shares, chosen by
                                  its first one and 16 before it; and 3 k keys that the query heads of a KV head choose for
                                  themselves (1.5 k where there is one). While decoding 12 k keys that the query heads of a KV head
@@ -374,7 +374,7 @@ typedef struct kna_attend_options {
     float delta;              /* KNA_KNN, above 0: at most about this share of the rows shall have ||out - exact|| / ||exact|| above
                                  eps, each KV head by itself. k follows what rows drawn at random and computed exactly say (1 in
                                  96, of few queries 1 in 64; they are in the report as audited), from one block of 64 queries to
-                                 the next: of T rows drawn of a KV head at most delta T + log2(k now / k_near) were off. It starts
+                                 the next: of T rows drawn of a KV head at most 3/4 delta T + log2(k now / k_near) were off. It starts
                                  with k_near, is kept in the index from call to call, and reads every key where nothing less
                                  does. Of the estimates that eps means without a delta none is used. 0: none */
 

@@ -562,7 +562,7 @@ static void move_levels(drawing *d, const random_case *c, const double *errors, 
         int64_t head = row % c->shape.h, query = row / c->shape.h;
         if (kna__uniform(c->options.seed, ((uint64_t)1 << 32) + call, (uint64_t)row) >= share) continue;
         bool off = errors[head * c->shape.m + query] > eps;
-        d->level[head / g] = fmaxf(d->level[head / g] + (off ? 1 : 0) - c->options.delta, 4);
+        d->level[head / g] = fmaxf(d->level[head / g] + (off ? 1 : 0) - 0.75f * c->options.delta, 4);
         d->near_thing |= fabs(errors[head * c->shape.m + query] / eps - 1) < 1e-3;
         d->drawn++;
         d->off += off;
@@ -605,7 +605,7 @@ static void levels_of_call(drawing *d, random_case *c, uint64_t call)
 
 /*
  * Every row drawn moves its KV head's level as it should, from call to call on one index, and the report says what was drawn: so no
- * more than delta T + the level's rise of T rows drawn are off.
+ * more than 3/4 delta T + the level's rise of T rows drawn are off.
  */
 static void levels(void)
 {

@@ -313,8 +313,7 @@ static void fill_defaults(kna__problem *p)
 {
     kna_attend_options *o = &p->options;
     p->scale = o->scale != 0 ? o->scale : 1.0f / sqrtf((float)p->d);
-    bool finds_k = o->method == KNA_KNN && o->delta > 0; /* k is where it starts: low, as rows that read every key do not tell how low */
-    o->k_near = at_most(o->k_near ? o->k_near : finds_k ? 48 : 384, KNA_MAX_ROWS);
+    o->k_near = at_most(o->k_near ? o->k_near : 384, KNA_MAX_ROWS);
     o->samples = at_most(o->samples ? o->samples : o->k_near, KNA_MAX_ROWS);
     o->hash_bits = o->hash_bits ? o->hash_bits : 10;
     o->hash_tables = o->hash_tables ? o->hash_tables : 150;
