@@ -6,7 +6,8 @@
 #include <stdio.h>
 
 static const char magic[8] = "knaindex";
-enum { ORDER_MARK = 0x01020304, ENTRY_BYTES = 48, NUMBERS = 5 /* of four bytes, that a row has beside its codes */ };
+/* ALONE: lists of fewer blocks are encoded by one thread: thousands of short lists would wait for the other ones more than they work. */
+enum { ALONE = 64, ORDER_MARK = 0x01020304, ENTRY_BYTES = 48, NUMBERS = 5 /* of four bytes, that a row has beside its codes */ };
 _Static_assert(sizeof(kna__list_entry) == ENTRY_BYTES, "the table is read as it lies");
 
 void kna__index_name(char name[40], int family, int kind)
@@ -401,7 +402,7 @@ int kna__index_put_list(kna__index_writer *w, const uint32_t *ids, uint64_t coun
     }
     memset(e.bytes, 0, bytes);
     memset(e.bytes + count * sizeof *ids, 0xff, (size_t)(e.places - count) * sizeof *ids); /* no row */
-    kna__parallel_for(context->threads, (int64_t)blocks, encode_block, &e);
+    kna__parallel_for(blocks < ALONE ? 1 : context->threads, (int64_t)blocks, encode_block, &e);
     return e.status == KNA_OK ? write_list(w, &e, blocks) : encode_failed(&e);
 }
 
