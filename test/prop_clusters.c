@@ -308,6 +308,69 @@ static void same_bits(void)
     free(q);
 }
 
+/* ---- what changes nothing */
+
+static void find(const search_case *c, const kna_rows *queries, kna_hit *hits, int64_t *counts)
+{
+    kna_search *s = clusters_of(c);
+    kna_search_how how = KNA_SEARCH_HOW;
+    kna_search_report report = { .size = sizeof report };
+    memset(hits, 0, (size_t)(queries->rows * how.k) * sizeof *hits);
+    how.recall = 0.8;
+    WELL(c->context, kna_search_run(s, hits, counts, queries, &how, &report));
+    EXPECT_INT(report.index, KNA_SEARCH_CLUSTERS);
+    EXPECT(report.lists_seen < report.lists * queries->rows);
+    kna_search_close(s);
+}
+
+static void reopen(search_case *c)
+{
+    kna_store_options o = KNA_STORE_OPTIONS;
+    o.write = 1;
+    kna_store_close(c->store);
+    WELL(c->context, kna_store_open(c->context, &c->store, c->folder, &o));
+}
+
+/* After documents were removed the same is found as before without them; compaction, opening anew and a stopped transaction change nothing. */
+static void found_again(void)
+{
+    enum { N = 6000, M = 40, DIM = 10, K = 10, DOCUMENTS = 12 };
+    float *x = malloc((size_t)N * DIM * sizeof *x), q[M * DIM];
+    kna_hit *hits = malloc(2 * M * K * sizeof *hits), *again = hits + M * K;
+    int64_t counts[M], counts_again[M], removed[] = { 2, 3, 9 };
+    blobs(x, N, DIM, false, 11);
+    blobs(q, M, DIM, true, 11);
+    kna_rows queries = rows_of(q, M, DIM);
+    search_case c = search_begin(context_best(), KNA_F32, DIM, KNA_IP);
+    for (int d = 0; d < DOCUMENTS; d++) add_floats(&c, x + (size_t)d * (N / DOCUMENTS) * DIM, N / DOCUMENTS);
+    index_clusters(&c, 60, &queries);
+    find(&c, &queries, hits, counts);
+    for (int i = 0; i < 3; i++) WELL(c.context, kna_store_remove(c.store, removed[i]));
+    WELL(c.context, kna_store_commit(c.store));
+    find(&c, &queries, again, counts_again);
+    for (int i = 0; i < M; i++) { /* what is left of the hits comes first, in the same order */
+        int64_t at = 0;
+        for (int64_t j = 0; j < counts[i]; j++) {
+            const kna_hit *h = &hits[i * K + j];
+            bool gone = h->document == removed[0] || h->document == removed[1] || h->document == removed[2];
+            if (!gone) EXPECT(at < counts_again[i] && memcmp(h, &again[i * K + at++], sizeof *h) == 0);
+        }
+    }
+    memcpy(hits, again, M * K * sizeof *hits);
+    WELL(c.context, kna_store_compact(c.store, 0));
+    find(&c, &queries, again, counts_again);
+    EXPECT(memcmp(hits, again, M * K * sizeof *hits) == 0);
+    kna_document d = { .uri = "" };
+    kna_store_rows rows = { 0, 0, rows_of(x, 100, DIM) };
+    WELL(c.context, kna_store_add(c.store, &d, &rows, 1, 0)); /* not committed: gone */
+    reopen(&c);
+    find(&c, &queries, again, counts_again);
+    EXPECT(memcmp(hits, again, M * K * sizeof *hits) == 0);
+    search_end(&c);
+    free(hits);
+    free(x);
+}
+
 /* ---- parts */
 
 static double distance(const float *a, const float *b, int64_t dim)
@@ -486,6 +549,7 @@ int main(int argc, char **argv)
     TEST(recall_of_more);
     TEST(filtered_away);
     TEST(same_bits);
+    TEST(found_again);
     TEST(near_centers);
     TEST(large_numbers);
     TEST(long_queries);
