@@ -254,7 +254,13 @@ static void filtered_away(void)
     }
     EXPECT(memcmp(hits[0], hits[1], sizeof *hits) == 0 && memcmp(counts[0], counts[1], sizeof *counts) == 0);
     WELL(c.context, kna_search_run(truly, hits[1], counts[1], &queries, &how, NULL));
-    for (int i = 0; i < M; i++) EXPECT(i % DOCUMENTS % every == 0 || hits[0][i * K].row == hits[1][i * K].row);
+    int away = 0,
+        right = 0; /* where the lists looked into hold k rows of a document that is kept, the nearest may be in another list */
+    for (int i = 0; i < M; i++) {
+        away += i % DOCUMENTS % every != 0;
+        right += i % DOCUMENTS % every != 0 && hits[0][i * K].row == hits[1][i * K].row;
+    }
+    EXPECT_THAT(4 * right >= 3 * away, "the nearest row of %d of %d queries", right, away);
     how.probes = 1;
     WELL(c.context, kna_search_run(s, hits[0], counts[0], &queries, &how, NULL));
     EXPECT(counts[0][1] == 0);
