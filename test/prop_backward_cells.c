@@ -149,8 +149,6 @@ static bool is_near(double x, double y, double off)
 static void deal(maker *m, int32_t *order, int64_t count)
 {
     int64_t samples = m->t->c->options.samples;
-    double mass = 0;
-    for (int64_t i = 0; i < count; i++) mass += m->cells[order[i]].mass;
     for (int64_t i = 0; i < count && samples > 0; i++) {
         cell *x = &m->cells[order[i]];
         double left = 0;

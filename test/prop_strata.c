@@ -107,7 +107,7 @@ static void cells_bound_their_keys(void)
         }
         study_end(&t);
     }
-    EXPECT_THAT(units[0] && units[1] && units[2], "units: %lld, %lld, %lld", (long long)units[0], (long long)units[1],
+    EXPECT_THAT(units[0] && (rounds(16) < 16 || (units[1] && units[2])), "units: %lld, %lld, %lld", (long long)units[0], (long long)units[1],
                 (long long)units[2]);
 }
 
